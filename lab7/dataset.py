@@ -1,0 +1,388 @@
+"""The pictures of i-CLEVR with their conditions: the embedded set or the course's own folder.
+
+The embedded set keeps its pictures in one file, `pictures.zip`, a strip of three for each scene;
+the course's folder has one PNG per picture in `iclevr/`. Either is decoded once into a file of
+raw bytes in the user's cache, which later runs map into memory instead of reading it.
+"""
+
+import hashlib
+import io
+import os
+import re
+import tempfile
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from lab7.labels import encode, load_objects, parse_labels, read_json
+
+DATA_DIR = Path(__file__).resolve().parent.parent / "data"
+IMAGE_SIZE = 64
+STEPS = 3
+
+_NUMBERED = re.compile(r"(0|[1-9][0-9]*)\.png")
+_STEP_NAME = re.compile(rf"(.+)_([0-{STEPS - 1}])\.png")
+_COURSE_SIZE = (320, 240)
+_PICTURE_SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
+_STRIP_SHAPE = (IMAGE_SIZE, STEPS * IMAGE_SIZE, 3)
+# Part of every cache key: to be raised when decoding changes, so that old caches are left alone.
+_CACHE_FORMAT = b"lab7 pictures 1"
+
+
+def to_float(images: torch.Tensor) -> torch.Tensor:
+    """Map uint8 pictures 0 … 255 to float32 in [-1, 1]."""
+    return images.to(torch.float32) / 127.5 - 1.0
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Map float pictures in [-1, 1] to uint8 0 … 255, rounding and clipping what lies outside."""
+    return ((images.to(torch.float32) + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def resolve_root(root: str | Path | None = None) -> Path:
+    """Return the data folder: the argument, else the one `LAB7_DATA` names, else the embedded set.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it is a file.
+    """
+    return _existing_folder(root or os.environ.get("LAB7_DATA") or DATA_DIR)
+
+
+class ICLEVRDataset(torch.utils.data.Dataset):
+    """All pictures of one split as one uint8 tensor, and their conditions.
+
+    Rows stand in the order of the file names, that is by scene and then by step.
+
+    Args:
+        root: data folder, see `resolve_root`. A folder with `iclevr/` is the course's, with PNGs
+            of 320×240 (or 64×64); one with `pictures.zip` is an embedded set.
+        split: `<split>.json` maps picture names to labels. The course has "train".
+
+    Attributes:
+        images: (N, 3, 64, 64) uint8, mapped from the cache: changes stay in this process.
+        conditions: (N, 24) float32 multi-hot.
+        names: N file names such as "CLEVR_train_000123_0.png".
+        labels: N tuples of labels in the order in which the objects were added.
+
+    Raises:
+        FileNotFoundError: the folder or the split's file does not exist.
+        ValueError: the folder is not the course's, a label or picture is wrong or missing, or the
+            pack is broken; the message names it.
+    """
+
+    def __init__(self, root: str | Path | None = None, split: str = "train"):
+        root = resolve_root(root)
+        _check_folder(root)
+        load_objects(root / "objects.json")
+        labels = _load_labels(root / f"{split}.json")
+        self.names = list(labels)
+        self.labels = list(labels.values())
+        self.conditions = encode(self.labels)
+        self.images = _load_pictures(root, self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a picture, (3, 64, 64) float32 in [-1, 1], and its condition, (24,) float32."""
+        return to_float(self.images[index]), self.conditions[index]
+
+
+def load_images(folder: str | Path, count: int | None = None) -> torch.Tensor:
+    """Read the pictures `0.png, 1.png, …` of a folder.
+
+    Args:
+        folder: holds PNGs of 64×64 (or 320×240); files with other names are left alone.
+        count: how many there have to be; None takes all.
+
+    Returns:
+        (N, 3, 64, 64) uint8, in the order of the numbers.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: a picture is missing or unreadable, or there are more than `count`.
+    """
+    folder = _existing_folder(folder)
+    numbers = [int(name[1]) for name in map(_NUMBERED.fullmatch, os.listdir(folder)) if name]
+    if not numbers:
+        raise ValueError(f"{folder} holds no pictures named 0.png, 1.png, …")
+    if count is None:
+        count = len(numbers)
+    elif max(numbers) >= count:
+        raise ValueError(
+            f"{folder} holds {max(numbers)}.png, but just {count} pictures are wanted: "
+            f"0.png … {count - 1}.png, one for each condition"
+        )
+    return torch.from_numpy(_decode_folder(folder, [f"{number}.png" for number in range(count)]))
+
+
+def write_pack(
+    path: str | Path,
+    scenes: Iterable[tuple[str, np.ndarray]],
+    quality: int = 90,
+    subsampling: str = "4:4:4",
+    speed: int = 4,
+) -> None:
+    """Write scenes as one uncompressed zip of AVIF strips, the three steps from left to right.
+
+    The same scenes give the same bytes with the same version of Pillow. The file appears under
+    its name only when it is complete.
+
+    Args:
+        path: the zip to write.
+        scenes: pairs of a scene's name ("CLEVR_train_000123") and its pictures, uint8
+            (3, 64, 64, 3): step, row, column, RGB.
+        quality: of AVIF, 0 … 100.
+        subsampling: of the color planes; anything but "4:4:4" blurs colors.
+        speed: of the encoder, 0 (smallest file) … 10 (fastest).
+    """
+
+    def encode_strip(name: str) -> bytes:
+        strip = Image.fromarray(pictures[name].transpose(1, 0, 2, 3).reshape(_STRIP_SHAPE))
+        buffer = io.BytesIO()
+        strip.save(
+            buffer,
+            "AVIF",
+            quality=quality,
+            subsampling=subsampling,
+            speed=speed,
+            # The default tuning, for the eye, is 0.4 dB worse at the same size.
+            advanced={"tune": "ssim"},
+            # With several threads the bytes could depend on the machine.
+            max_threads=1,
+        )
+        return buffer.getvalue()
+
+    pictures = dict(scenes)
+    names = sorted(pictures)
+
+    def write(file: io.BufferedWriter) -> None:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as pack:
+            for name, strip in zip(names, _in_threads(encode_strip, names, "packing"), strict=True):
+                info = zipfile.ZipInfo(f"{name}.avif", date_time=(1980, 1, 1, 0, 0, 0))
+                info.create_system = 3
+                info.external_attr = 0o644 << 16
+                pack.writestr(info, strip)
+
+    write_atomically(Path(path), write)
+
+
+def read_pack(path: str | Path) -> tuple[list[str], np.ndarray]:
+    """Read every scene of a pack.
+
+    Returns:
+        The scenes' names, sorted, and their pictures: (S, 3, 64, 64, 3) uint8 as `write_pack`
+        takes them.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the zip or one of its strips is broken.
+    """
+    with _open_pack(Path(path)) as pack:
+        scenes = sorted(name.removesuffix(".avif") for name in pack.namelist())
+    names = [f"{scene}_{step}.png" for scene in scenes for step in range(STEPS)]
+    pictures = _decode_pack(Path(path), names).reshape(len(scenes), STEPS, *_PICTURE_SHAPE)
+    return scenes, pictures.transpose(0, 1, 3, 4, 2)
+
+
+def write_atomically(path: Path, write: Callable[[io.BufferedWriter], None]) -> None:
+    """Let `write` fill a file under a temporary name in the same folder, then rename it.
+
+    Args:
+        path: the file to make or replace; folders that it needs are made.
+        write: gets the open binary file. If it fails, nothing is left behind.
+
+    Raises:
+        OSError: no permission, no space, or a file where a folder is needed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with open(descriptor, "wb") as file:
+            write(file)
+        os.chmod(name, 0o644)  # mkstemp lets nobody but the owner read
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _existing_folder(folder: str | Path) -> Path:
+    folder = Path(folder).expanduser()
+    if not folder.exists():
+        raise FileNotFoundError(f"no folder {folder}")
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file, not a folder")
+    return folder
+
+
+def _check_folder(root: Path) -> None:
+    missing = [name for name in ("objects.json", "train.json") if not (root / name).is_file()]
+    if not (root / "iclevr").is_dir() and not (root / "pictures.zip").is_file():
+        missing.append("iclevr/ (or pictures.zip)")
+    if missing:
+        parent = root.resolve().parent
+        hint = f": did you mean {parent}?" if (parent / "train.json").is_file() else ""
+        raise ValueError(f"{root} is no i-CLEVR folder, it lacks {', '.join(missing)}{hint}")
+
+
+def _load_labels(path: Path) -> dict[str, tuple[str, ...]]:
+    entries = read_json(path)
+    if not isinstance(entries, dict) or not entries:
+        raise ValueError(f"{path} does not map picture names to labels, as train.json does")
+    labels = {}
+    for name in sorted(entries):
+        try:
+            labels[name] = parse_labels(entries[name])
+        except ValueError as error:
+            raise ValueError(f"{path}, picture {name}: {error}") from None
+    return labels
+
+
+def _load_pictures(root: Path, names: list[str]) -> torch.Tensor:
+    """Return (N, 3, 64, 64) uint8 pictures, from the cache where it has them."""
+    if (root / "iclevr").is_dir():
+        source, decode, parts = root / "iclevr", _decode_folder, _describe_folder(root / "iclevr")
+    else:
+        source, decode = root / "pictures.zip", _decode_pack
+        parts = [source.read_bytes()]
+    key = hashlib.sha256(b"\n".join([_CACHE_FORMAT, "\n".join(names).encode(), *parts]))
+    cache = Path(
+        os.environ.get("LAB7_CACHE") or platformdirs.user_cache_dir("lab7", appauthor=False)
+    )
+    path = cache / f"pictures-{key.hexdigest()[:32]}.bin"
+    images = _map_cache(path, len(names))
+    if images is None:
+        images = decode(source, names)
+        try:
+            write_atomically(path, lambda file: _dump(file, images))
+        except OSError as error:
+            warnings.warn(
+                f"pictures are kept in memory and decoded again next time: no cache in "
+                f"{cache} ({error.strerror}); set LAB7_CACHE to a folder",
+                stacklevel=3,
+            )
+    return torch.from_numpy(images)
+
+
+def _dump(file: io.BufferedWriter, images: np.ndarray) -> None:
+    file.write(images)
+    file.write(zlib.crc32(images).to_bytes(4, "little"))
+
+
+def _map_cache(path: Path, count: int) -> np.ndarray | None:
+    """Map a cache file copy-on-write, or return None where there is none that is intact."""
+    size = count * int(np.prod(_PICTURE_SHAPE))
+    try:
+        if path.stat().st_size != size + 4:
+            return None
+        content = np.memmap(path, np.uint8, mode="c")
+    except OSError:
+        return None
+    # The source is known by its SHA-256 in the file's name. This check is against damage only, and
+    # CRC-32 needs 0.04 s for the whole set where SHA-256 needs 0.15 to 0.7, more than all the rest.
+    if zlib.crc32(content[:size]) != int.from_bytes(content[size:].tobytes(), "little"):
+        return None
+    return content[:size].reshape(count, *_PICTURE_SHAPE)
+
+
+def _describe_folder(folder: Path) -> list[bytes]:
+    """Name, size and time of change of every picture: reading them all would take a minute."""
+    with os.scandir(folder) as entries:
+        files = sorted((entry.name, entry.stat()) for entry in entries)
+    return [
+        str(folder.resolve()).encode(),
+        repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]).encode(),
+    ]
+
+
+def _decode_folder(folder: Path, names: Sequence[str]) -> np.ndarray:
+    """Read PNGs into (N, 3, 64, 64) uint8."""
+    present = set(os.listdir(folder))
+    missing = [name for name in names if name not in present]
+    if missing:
+        more = f" and {len(missing) - 1} more of {len(names)} pictures" if missing[1:] else ""
+        raise ValueError(f"{folder} lacks {missing[0]}{more}")
+    images = np.empty((len(names), *_PICTURE_SHAPE), np.uint8)
+    paths = [folder / name for name in names]
+    for row, picture in enumerate(_in_threads(_read_png, paths, "reading pictures")):
+        images[row] = picture.transpose(2, 0, 1)
+    return images
+
+
+def _read_png(path: Path) -> np.ndarray:
+    """Read one picture as the course's pipeline does: drop alpha, squeeze to 64×64."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            size, mode = image.size, image.mode
+            allowed = size in (_COURSE_SIZE, (IMAGE_SIZE,) * 2) and mode in ("RGB", "RGBA")
+            if allowed:
+                # What torchvision's Resize((64, 64)) does to a PIL image: bilinear, antialiased.
+                small = image.convert("RGB").resize((IMAGE_SIZE,) * 2, Image.Resampling.BILINEAR)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is no complete PNG picture: {error}") from None
+    if not allowed:
+        raise ValueError(
+            f"{path} is {size[0]}×{size[1]} {mode}: pictures are 320×240 or 64×64, RGB or RGBA"
+        )
+    return np.asarray(small)
+
+
+def _open_pack(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is a broken pack: {error}") from None
+
+
+def _decode_pack(path: Path, names: Sequence[str]) -> np.ndarray:
+    """Read pictures "<scene>_<step>.png" out of a pack into (N, 3, 64, 64) uint8."""
+    with _open_pack(path) as pack:
+        rows: dict[str, list[tuple[int, int]]] = {}
+        for row, name in enumerate(names):
+            match = _STEP_NAME.fullmatch(name)
+            if not match or f"{match[1]}.avif" not in pack.NameToInfo:
+                raise ValueError(f"{path} has no picture {name}")
+            rows.setdefault(match[1], []).append((row, int(match[2])))
+        images = np.empty((len(names), *_PICTURE_SHAPE), np.uint8)
+        scenes = _in_threads(lambda scene: _read_strip(pack, scene), list(rows), "unpacking")
+        for pictures, places in zip(scenes, rows.values(), strict=True):
+            for row, step in places:
+                images[row] = pictures[step]
+    return images
+
+
+def _read_strip(pack: zipfile.ZipFile, scene: str) -> np.ndarray:
+    """Decode one scene: (3, 3, 64, 64) uint8, step and then channel first."""
+    try:
+        with Image.open(io.BytesIO(pack.read(f"{scene}.avif")), formats=["AVIF"]) as image:
+            strip = np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{pack.filename} is broken at {scene}.avif: {error}") from None
+    if strip.shape != _STRIP_SHAPE:
+        raise ValueError(
+            f"{pack.filename}: {scene}.avif is {strip.shape[1]}×{strip.shape[0]}, not "
+            f"{_STRIP_SHAPE[1]}×{_STRIP_SHAPE[0]}"
+        )
+    return strip.reshape(IMAGE_SIZE, STEPS, IMAGE_SIZE, 3).transpose(1, 3, 0, 2)
+
+
+def _in_threads(function: Callable, items: Sequence, description: str) -> Iterable:
+    """Yield function(item) in order, computed by a few threads, with a bar if it is long work."""
+    # disable=None shows the bar in a terminal only: a notebook that happens to fill the cache
+    # must not differ from one that finds it filled.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        results = pool.map(function, items)
+        yield from tqdm(
+            results, description, len(items), disable=len(items) < 500 or None, leave=False
+        )

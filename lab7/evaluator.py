@@ -1,0 +1,311 @@
+"""The classifier that judges pictures, and the scores that are made from its verdicts.
+
+The network is the course's: a ResNet-18 that gives each of the 24 labels a probability. Scores are
+defined here and nowhere else. A score comes with a 95 % interval over conditions: how far it would
+move if other conditions of the same kind had been drawn.
+"""
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from torchvision.models import resnet18
+
+from .dataset import DATA_DIR, IMAGE_SIZE, resolve_root, to_float, write_atomically
+from .labels import NUM_LABELS
+from .pipeline import default_device
+
+WEIGHTS = DATA_DIR / "weights" / "evaluator.safetensors"
+THRESHOLD = 0.5  # a label counts as seen from this probability on
+
+_RESAMPLES = 2000
+_Z = 1.959964  # 97.5 % quantile of the normal distribution
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval; a single value has no interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How well a set of pictures shows what it should.
+
+    `top_k` is the course's score. The others count a label as seen where its probability is at
+    least `THRESHOLD`: `exact_set` is the share of pictures in which the labels seen are exactly
+    those asked for; precision, recall and F1 are micro-averaged, over all labels of all pictures.
+    """
+
+    num_pictures: int
+    num_conditions: int
+    num_labels: int
+    top_k: Estimate
+    exact_set: Estimate
+    precision: Estimate
+    recall: Estimate
+    f1: Estimate
+
+
+def build_network() -> nn.Module:
+    """Return the course's network, untrained: ResNet-18 with 24 sigmoid outputs.
+
+    It maps (B, 3, 64, 64) pictures in [-1, 1] to (B, 24) probabilities (He et al., “Deep Residual
+    Learning for Image Recognition”, 2016).
+    """
+    network = resnet18(weights=None)
+    network.fc = nn.Sequential(nn.Linear(network.fc.in_features, NUM_LABELS), nn.Sigmoid())
+    return network
+
+
+class Evaluator:
+    """Holds the classifier and scores pictures with it, always in float32.
+
+    Args:
+        network: maps (B, 3, 64, 64) to (B, 24) probabilities.
+        device: where it runs; None takes the best there is.
+    """
+
+    def __init__(self, network: nn.Module, device: str | torch.device | None = None):
+        self.device = torch.device(device or default_device())
+        self.network = network.eval().requires_grad_(False).to(self.device, torch.float32)
+
+    @classmethod
+    def load(
+        cls, path: str | Path | None = None, device: str | torch.device | None = None
+    ) -> "Evaluator":
+        """Load trained weights.
+
+        Args:
+            path: our weights (`*.safetensors`) or the course's `checkpoint.pth`, whose weights
+                are under the key "model". None takes `checkpoint.pth` from the folder that
+                `LAB7_DATA` names where there is one, else the weights that come with the project.
+            device: see `Evaluator`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it does not hold weights of this network, or anything but weights.
+        """
+        network = build_network()
+        path = default_weights() if path is None else Path(path)
+        _fill(network, _read_weights(path), path)
+        return cls(network, device)
+
+    def save(self, path: str | Path) -> None:
+        """Write the weights as safetensors: matrices in float16, the few others as they are."""
+        tensors = {
+            name: (tensor.half() if tensor.ndim > 1 else tensor).cpu().contiguous()
+            for name, tensor in self.network.state_dict().items()
+        }
+        write_atomically(Path(path), lambda file: file.write(safetensors.torch.save(tensors)))
+
+    @torch.inference_mode()
+    def predict(self, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
+        """Return how probable each label is in each picture.
+
+        Args:
+            images: (B, 3, 64, 64), float in [-1, 1] or uint8.
+            batch_size: pictures at a time; it does not change the result beyond float rounding.
+
+        Returns:
+            (B, 24) float32 in [0, 1], on the CPU.
+
+        Raises:
+            ValueError: pictures of another shape.
+        """
+        if images.ndim != 4 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
+            wanted = f"(B, 3, {IMAGE_SIZE}, {IMAGE_SIZE})"
+            raise ValueError(f"pictures must be {wanted}, not {tuple(images.shape)}")
+        parts = [torch.empty(0, NUM_LABELS)]
+        for batch in images.split(batch_size) if len(images) else ():
+            batch = batch.to(self.device)
+            batch = to_float(batch) if batch.dtype == torch.uint8 else batch.float()
+            parts.append(self.network(batch).cpu())
+        return torch.cat(parts)
+
+    def eval(self, images: torch.Tensor, labels: torch.Tensor) -> float:
+        """Return the course's score of pictures (B, 3, 64, 64) for labels (B, 24) multi-hot.
+
+        See `top_k_accuracy`.
+        """
+        return top_k_accuracy(self.predict(images), labels)
+
+    def scores(
+        self, images: torch.Tensor, labels: torch.Tensor, groups: torch.Tensor | None = None
+    ) -> Scores:
+        """Return all scores of pictures (B, 3, 64, 64), see `compute_scores`."""
+        return compute_scores(self.predict(images), labels, groups)
+
+
+def top_k_accuracy(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the course's score.
+
+    Of a picture with k labels, the k highest outputs are compared with them. The score is the
+    number of hits over the number of labels, both summed over the pictures.
+
+    Args:
+        probabilities: (B, 24).
+        labels: (B, 24) multi-hot.
+
+    Raises:
+        ValueError: other shapes, or no label at all.
+    """
+    counts = _count(probabilities, labels)
+    return float(counts["hits"].sum() / counts["labels"].sum())
+
+
+def exact_set_accuracy(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the share of pictures in which exactly the labels (B, 24) pass the threshold."""
+    return float(_count(probabilities, labels)["exact"].mean())
+
+
+def per_label_recall(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return (24,): of the pictures that have a label, the share in which it passes the threshold.
+
+    Labels that no picture has give NaN.
+    """
+    wanted = labels > THRESHOLD
+    return ((probabilities >= THRESHOLD) & wanted).sum(0) / wanted.sum(0)
+
+
+def compute_scores(
+    probabilities: torch.Tensor, labels: torch.Tensor, groups: torch.Tensor | None = None
+) -> Scores:
+    """Return all scores with their intervals.
+
+    The interval is the percentile bootstrap over groups (Efron and Tibshirani, “An Introduction to
+    the Bootstrap”, 1993): 2,000 resamples, always the same. Where a score is 0 or 1 the bootstrap
+    would give no width, and it is Wilson's interval for that many pictures (Wilson, 1927).
+
+    Args:
+        probabilities: (B, 24).
+        labels: (B, 24) multi-hot.
+        groups: (B,) integers; pictures with the same number share a condition and are resampled
+            together. None: every picture has its own.
+
+    Raises:
+        ValueError: other shapes, or no label at all.
+    """
+    counts = _count(probabilities, labels)
+    num_pictures = len(labels)
+    groups = torch.arange(num_pictures) if groups is None else torch.as_tensor(groups).cpu()
+    if groups.shape != (num_pictures,):
+        raise ValueError(f"groups must be ({num_pictures},), not {tuple(groups.shape)}")
+    names, rows = np.unique(groups.numpy(), return_inverse=True)
+    totals = np.zeros((len(names), len(counts)))
+    np.add.at(totals, rows, np.stack(list(counts.values()), axis=1))
+
+    rng = np.random.default_rng(0)
+    draws = (rng.integers(len(names), size=len(names)) for _ in range(_RESAMPLES))
+    resampled = [np.bincount(draw, minlength=len(names)) @ totals for draw in draws]
+    values, samples = _ratios(totals.sum(0), counts), _ratios(np.array(resampled), counts)
+    return Scores(
+        num_pictures=num_pictures,
+        num_conditions=len(names),
+        num_labels=int(counts["labels"].sum()),
+        **{name: _interval(values[name], samples[name], num_pictures) for name in values},
+    )
+
+
+def default_weights() -> Path:
+    """Return the weights that `Evaluator.load()` takes."""
+    course = resolve_root() / "checkpoint.pth"
+    return course if course.exists() else WEIGHTS
+
+
+def _count(probabilities: torch.Tensor, labels: torch.Tensor) -> dict[str, np.ndarray]:
+    """Return per picture what the scores are ratios of, each (B,)."""
+    if probabilities.shape != labels.shape or labels.shape[1:] != (NUM_LABELS,):
+        raise ValueError(
+            f"outputs and labels must both be (B, {NUM_LABELS}), not "
+            f"{tuple(probabilities.shape)} and {tuple(labels.shape)}"
+        )
+    probabilities, wanted = probabilities.detach().cpu(), labels.detach().cpu() > THRESHOLD
+    if not wanted.any():
+        raise ValueError("there is nothing to score: no picture has a label")
+    sizes = wanted.sum(1)
+    ranks = probabilities.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    seen = probabilities >= THRESHOLD
+    counts = {
+        "hits": ((ranks < sizes[:, None]) & wanted).sum(1),
+        "labels": sizes,
+        "seen": seen.sum(1),
+        "right": (seen & wanted).sum(1),
+        "exact": (seen == wanted).all(1),
+        "pictures": torch.ones(len(labels)),
+    }
+    return {name: count.double().numpy() for name, count in counts.items()}
+
+
+def _ratios(totals: np.ndarray, names: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the scores that totals (…, 6) of the counts give, each (…,)."""
+    total = dict(zip(names, np.moveaxis(totals, -1, 0), strict=True))
+    pairs = {
+        "top_k": (total["hits"], total["labels"]),
+        "exact_set": (total["exact"], total["pictures"]),
+        "precision": (total["right"], total["seen"]),
+        "recall": (total["right"], total["labels"]),
+        "f1": (2 * total["right"], total["seen"] + total["labels"]),
+    }
+    return {
+        name: above / np.maximum(below, 1)  # nothing seen: a precision of 0
+        for name, (above, below) in pairs.items()
+    }
+
+
+def _interval(value: float, samples: np.ndarray, num_pictures: int) -> Estimate:
+    """Return the value with the interval that its resamples (R,) give."""
+    low, high = np.percentile(samples, (2.5, 97.5))
+    margin = _Z**2 / (num_pictures + _Z**2)
+    if value == 1:
+        low, high = 1 - margin, 1.0
+    elif value == 0:
+        low, high = 0.0, margin
+    return Estimate(float(value), float(low), float(high))
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no evaluator weights {path}")
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no safetensors file: {error}") from None
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{path} is refused: it is no checkpoint, or holds more than weights, "
+            "which could run code"
+        ) from None
+    except (RuntimeError, EOFError, KeyError, ValueError):
+        raise ValueError(f"{path} is no checkpoint that PyTorch can read") from None
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
+        raise ValueError(f"{path} is no checkpoint of the course: it has no weights under 'model'")
+    return checkpoint["model"]
+
+
+def _fill(network: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Put weights into a network, or name the first that does not fit."""
+    for name, tensor in network.state_dict().items():
+        found = weights.get(name)
+        if not isinstance(found, torch.Tensor):
+            raise ValueError(f"{path} does not fit the evaluator's ResNet-18: it lacks {name}")
+        if found.shape != tensor.shape:
+            raise ValueError(
+                f"{path} does not fit the evaluator's ResNet-18: {name} is "
+                f"{tuple(found.shape)}, must be {tuple(tensor.shape)}"
+            )
+    surplus = sorted(set(weights) - set(network.state_dict()), key=str)
+    if surplus:
+        raise ValueError(f"{path} does not fit the evaluator's ResNet-18: it has {surplus[0]} too")
+    network.load_state_dict(weights)

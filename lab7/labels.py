@@ -1,0 +1,179 @@
+"""The 24 labels of i-CLEVR, conditions made of them, and the files that hold conditions.
+
+A condition is a tuple of distinct labels. As a tensor it is multi-hot: (24,) float32 with ones at
+the labels' indices; all zeros is the null condition of classifier-free guidance.
+"""
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+COLORS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
+SHAPES = ("cube", "sphere", "cylinder")
+LABELS = tuple(f"{color} {shape}" for shape in SHAPES for color in COLORS)
+NUM_LABELS = len(LABELS)
+
+_INDEX = {label: index for index, label in enumerate(LABELS)}
+_EXAMPLE = '[["red cube"], ["blue cube", "cyan sphere"]]'
+
+
+def parse_label(text: str) -> str:
+    """Return the label that a text names, whatever its case and spacing.
+
+    Args:
+        text: for instance "red cube" or " Red  CUBE ".
+
+    Raises:
+        ValueError: it is none of the 24 labels; the message names the nearest.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"a label is a text such as 'red cube', not {text!r}")
+    label = " ".join(text.lower().split())
+    if label in _INDEX:
+        return label
+    nearest = difflib.get_close_matches(label, LABELS, n=1)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    raise ValueError(
+        f"unknown label {text!r}: {hint}"
+        f"Labels are a color ({', '.join(COLORS)}) and a shape ({', '.join(SHAPES)})"
+    )
+
+
+def parse_labels(labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the condition that a list of labels makes.
+
+    Args:
+        labels: distinct labels in any case and spacing; an empty list is the null condition.
+
+    Raises:
+        ValueError: an unknown label, one given twice, or a single text instead of a list.
+    """
+    if not isinstance(labels, (list, tuple)):
+        raise ValueError(f"a condition is a list of labels such as ['red cube'], not {labels!r}")
+    condition = tuple(parse_label(label) for label in labels)
+    if len(set(condition)) < len(condition):
+        twice = next(label for label in condition if condition.count(label) > 1)
+        raise ValueError(f"label {twice!r} is given twice: each label may stand once")
+    return condition
+
+
+def parse_condition(text: str) -> tuple[str, ...]:
+    """Return the condition written as labels with commas between them.
+
+    Args:
+        text: for instance "red cube, blue cylinder".
+
+    Raises:
+        ValueError: no label at all, an unknown one, or one given twice.
+    """
+    if not text.strip(" ,"):
+        raise ValueError(f"empty condition {text!r}: write labels such as 'red cube, cyan sphere'")
+    return parse_labels(text.split(","))
+
+
+def encode(conditions: Sequence[Sequence[str]]) -> torch.Tensor:
+    """Turn conditions into multi-hot vectors.
+
+    Args:
+        conditions: B lists of labels; an empty list gives the null condition.
+
+    Returns:
+        (B, 24) float32, 1 at the labels of each condition and 0 elsewhere.
+
+    Raises:
+        ValueError: a flat list of labels, an unknown label, or one given twice.
+    """
+    if isinstance(conditions, str) or any(isinstance(labels, str) for labels in conditions):
+        raise ValueError(f"expected a list of label lists such as {_EXAMPLE}, not {conditions!r}")
+    multi_hot = np.zeros((len(conditions), NUM_LABELS), np.float32)
+    for row, labels in zip(multi_hot, conditions, strict=True):
+        for label in parse_labels(labels):
+            row[_INDEX[label]] = 1.0
+    return torch.from_numpy(multi_hot)
+
+
+def decode(multi_hot: torch.Tensor) -> list[tuple[str, ...]]:
+    """Turn multi-hot vectors back into conditions, labels in the order of `LABELS`.
+
+    Args:
+        multi_hot: (B, 24), 1 (or anything above 0.5) where a label is present.
+
+    Raises:
+        ValueError: the tensor is not (B, 24).
+    """
+    if multi_hot.ndim != 2 or multi_hot.shape[1] != NUM_LABELS:
+        raise ValueError(f"expected a tensor (B, {NUM_LABELS}), not {tuple(multi_hot.shape)}")
+    return [
+        tuple(label for label, value in zip(LABELS, row, strict=True) if value > 0.5)
+        for row in multi_hot.tolist()
+    ]
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FileNotFoundError: no such file; the message names the nearest one in the folder.
+        ValueError: the file is not JSON.
+    """
+    path = Path(path)
+    if not path.exists():
+        names = [file.name for file in path.parent.glob("*.json")]
+        nearest = difflib.get_close_matches(path.name, names, n=1)
+        hint = f": did you mean {path.parent / nearest[0]}?" if nearest else ""
+        raise FileNotFoundError(f"no file {path}{hint}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from None
+
+
+def load_conditions(path: str | Path) -> list[tuple[str, ...]]:
+    """Read a condition file of the course: a JSON list of lists of labels.
+
+    Returns:
+        One condition a row, labels in the order of the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON, no or empty conditions, a flat list, or a wrong label; the message
+            names the file and the row.
+    """
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} is no condition file: it must hold a list such as {_EXAMPLE}")
+    if not rows:
+        raise ValueError(f"{path} holds no conditions: expected a list such as {_EXAMPLE}")
+    conditions = []
+    for number, row in enumerate(rows):
+        try:
+            conditions.append(parse_labels(row))
+        except ValueError as error:
+            raise ValueError(f"{path}, row {number} (counted from 0): {error}") from None
+        if not row:
+            raise ValueError(f"{path}, row {number} (counted from 0) is empty: name its objects")
+    return conditions
+
+
+def load_objects(path: str | Path) -> dict[str, int]:
+    """Read objects.json and check that it numbers the labels as `LABELS` does.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a label is missing, unknown, or numbered otherwise.
+    """
+    objects = read_json(path)
+    if not isinstance(objects, dict):
+        raise ValueError(f"{path} must map the {NUM_LABELS} labels to their indices")
+    for label, index in _INDEX.items():
+        if objects.get(label) != index:
+            raise ValueError(f"{path} must map {label!r} to {index}, not to {objects.get(label)}")
+    if len(objects) > NUM_LABELS:
+        extra = next(label for label in objects if label not in _INDEX)
+        raise ValueError(f"{path} has {extra!r}, which is none of the course's {NUM_LABELS} labels")
+    return objects

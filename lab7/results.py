@@ -1,0 +1,261 @@
+"""Records of runs: what was run, where, with what, and what came out.
+
+A run is a folder of `report/results/`: config.json (the settings), metrics.json (what was measured,
+and under "environment" where and with what) and, for trainings, log.jsonl. Every number in the
+notebooks, the README and the report is read from there.
+"""
+
+import dataclasses
+import datetime
+import difflib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.stats
+import torch
+
+from .dataset import write_atomically
+from .evaluator import Estimate
+from .labels import read_json
+
+RESULTS_DIR = Path(__file__).resolve().parent.parent / "report" / "results"
+
+_PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "numpy", "pillow")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run as it was written down."""
+
+    name: str
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    environment: dict[str, Any]
+
+    def get(self, key: str) -> Any:
+        """Return one metric.
+
+        Args:
+            key: its path with dots, for instance "test.top_k.value".
+
+        Raises:
+            ValueError: the record has no such metric; the message names the nearest.
+        """
+        value: Any = self.metrics
+        for depth, part in enumerate(key.split(".")):
+            if not isinstance(value, dict) or part not in value:
+                known = list(value) if isinstance(value, dict) else []
+                where = ".".join(key.split(".")[:depth]) or "its metrics"
+                wanted = f"record {self.name!r} has no {key!r}"
+                raise ValueError(f"{wanted}: {where} holds {_list(known)}{_nearest(part, known)}")
+            value = value[part]
+        return value
+
+
+def write_record(
+    run_name: str,
+    config: Any,
+    metrics: Any,
+    root: str | Path = RESULTS_DIR,
+    *,
+    seeds: Sequence[int] = (),
+    weights: str | Path | None = None,
+) -> Path:
+    """Write down a run; one of the same name is replaced.
+
+    Args:
+        run_name: name of the folder: letters, digits, `-`, `_` and `.`.
+        config: the settings, a dict or a dataclass.
+        metrics: what was measured, a dict or a dataclass; may hold dataclasses (`Scores`), tensors
+            and arrays. Counts (pictures, conditions) belong here, beside what they are counts of.
+        root: folder of the records.
+        seeds: the random seeds of the run.
+        weights: file or folder whose hash is noted.
+
+    Returns:
+        The record's folder.
+
+    Raises:
+        ValueError: a name that is no folder name, "environment" among the metrics, or a value
+            that JSON does not know (NaN).
+        OSError: no permission, or a file where a folder is needed.
+    """
+    if not _NAME.fullmatch(run_name):
+        raise ValueError(f"a record's name is letters, digits, '-', '_' and '.', not {run_name!r}")
+    config, metrics = _plain(config), _plain(metrics)
+    if "environment" in metrics:
+        raise ValueError("'environment' is no name for a metric: write_record fills it in")
+    metrics["environment"] = environment() | {"seeds": list(seeds)}
+    if weights is not None:
+        metrics["environment"]["weights_sha256"] = file_hash(weights)
+    texts = {"config.json": _dump(config), "metrics.json": _dump(metrics)}
+    folder = Path(root) / run_name
+    for name, text in texts.items():
+        write_atomically(folder / name, lambda file, text=text: file.write(text.encode()))
+    return folder
+
+
+def read_record(run_name: str, root: str | Path = RESULTS_DIR) -> Record:
+    """Read one record.
+
+    Raises:
+        ValueError: there is none of that name; the message names the nearest.
+    """
+    folder = Path(root) / run_name
+    if not (folder / "metrics.json").is_file():
+        known = _record_names(Path(root))
+        hint = _nearest(run_name, known)
+        raise ValueError(f"no record {run_name!r} in {root}: it holds {_list(known)}{hint}")
+    metrics = read_json(folder / "metrics.json")
+    measured_in = metrics.pop("environment", {})
+    return Record(run_name, read_json(folder / "config.json"), metrics, measured_in)
+
+
+def read_records(root: str | Path = RESULTS_DIR) -> dict[str, Record]:
+    """Read all records, by name."""
+    return {name: read_record(name, root) for name in _record_names(Path(root))}
+
+
+def append_log(path: str | Path, row: Mapping[str, Any]) -> None:
+    """Add one row to a JSON-lines file, in one write, so that a reader never sees half a row."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(_plain(row), allow_nan=False) + "\n"
+    with open(path, "ab", buffering=0) as file:
+        file.write(line.encode())
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """Read the rows of a JSON-lines file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is not JSON.
+    """
+    path, rows = Path(path), []
+    if not path.is_file():
+        raise FileNotFoundError(f"no log {path}")
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
+    return rows
+
+
+def aggregate(values: Sequence[float]) -> Estimate:
+    """Return the mean over repetitions (seeds) and its 95 % interval.
+
+    The interval is Student's: mean ± t(0.975, n - 1)·s/√n. A single value has none.
+
+    Raises:
+        ValueError: no values.
+    """
+    if len(values) == 0:
+        raise ValueError("there is nothing to aggregate: no values")
+    mean, count = float(np.mean(values)), len(values)
+    if count == 1:
+        return Estimate(mean, None, None)
+    error = float(np.std(values, ddof=1)) / count**0.5
+    margin = float(scipy.stats.t.ppf(0.975, count - 1)) * error
+    return Estimate(mean, mean - margin, mean + margin)
+
+
+def published() -> dict[str, Any]:
+    """Return the figures that others published, each with its source."""
+    return read_json(RESULTS_DIR / "published.json")
+
+
+def environment() -> dict[str, Any]:
+    """Return where a number comes from: versions, commit, machine, date (UTC)."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_changes": bool(_git("status", "--porcelain")),
+        "machine": describe_machine(),
+    }
+
+
+def describe_machine() -> str:
+    """Return the machine in words, for instance "AMD EPYC, 2 cores, 24 GB; NVIDIA H200"."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
+        name = found[1].strip() if found else name
+    words = f"{name}, {os.cpu_count()} cores"
+    if hasattr(os, "sysconf"):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        words += f", {memory / 1e9:.0f} GB"
+    if torch.cuda.is_available():
+        words += f"; {torch.cuda.get_device_name()}"
+    return words
+
+
+def file_hash(path: str | Path) -> str:
+    """Return the SHA-256 of a file, or of all files of a folder with their names."""
+    path = Path(path)
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    if not path.is_dir():
+        raise FileNotFoundError(f"no file or folder {path}")
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            digest.update(f"{file.relative_to(path).as_posix()} {file_hash(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Turn dataclasses, tensors, arrays and paths within a value into what JSON knows."""
+    if dataclasses.is_dataclass(value):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        return value.tolist()
+    return str(value) if isinstance(value, Path) else value
+
+
+def _dump(value: Any) -> str:
+    try:
+        return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a record cannot hold this: {error}") from None
+
+
+def _record_names(root: Path) -> list[str]:
+    return sorted(file.parent.name for file in root.glob("*/metrics.json"))
+
+
+def _git(*arguments: str) -> str | None:
+    """Return what git says about the project, None outside a repository."""
+    try:
+        command = ["git", "-C", str(RESULTS_DIR.parent.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names) or "nothing"
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    nearest = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""

@@ -1,0 +1,169 @@
+"""Draws the embedded data set: which labels stand in which scene, and the condition files.
+
+The lists have the course's format and statistics but are draws of our own from a fixed seed:
+train.json has 6,003 scenes of three objects, one picture for each object added, and leaves out 136
+of the 2,024 triples altogether.
+"""
+
+import hashlib
+import inspect
+import itertools
+import json
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from lab7 import rendering
+from lab7.dataset import write_atomically, write_pack
+from lab7.labels import LABELS
+
+SEED = 2024
+NUM_SCENES = 6003
+NUM_UNSEEN = 136
+CHUNK = 24  # scenes rendered between two savings
+
+Condition = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ScenePlan:
+    """What one scene shows: labels in the order they are added, and which counts are pictured."""
+
+    name: str
+    labels: Condition
+    counts: tuple[int, int, int] = (1, 2, 3)
+
+
+def draw_conditions(seed: int = SEED) -> dict[str, list[Condition]]:
+    """Draws the condition files: test, new_test, valid, unseen and four_five.
+
+    test has 6 singles, 12 pairs and 14 triples; new_test 12 pairs and 20 triples, most of them with
+    a color or a shape in common; valid 128 conditions that are in none of the others; unseen the
+    136 triples that no training picture shows; four_five 16 conditions of 4 and 16 of 5 objects.
+    """
+    rng = np.random.default_rng([seed, 0])
+    singles, pairs, triples = (_shuffled(itertools.combinations(LABELS, k), rng) for k in (1, 2, 3))
+    unseen, triples = triples[:NUM_UNSEEN], triples[NUM_UNSEEN:]
+    test = singles[:6] + pairs[:12] + triples[:14]
+    singles, pairs, triples = singles[6:], pairs[12:], triples[14:]
+    alike_pairs = [p for p in pairs if _shared(p)][:11]
+    alike_triples = [t for t in triples if _shared(t) >= 2][:17]
+    others = [p for p in pairs if not _shared(p)][:1] + [t for t in triples if not _shared(t)][:3]
+    new_test = alike_pairs + others[:1] + alike_triples + others[1:]
+    pairs = [p for p in pairs if p not in new_test]
+    triples = [t for t in triples if t not in new_test]
+    valid = singles[:12] + pairs[:48] + triples[:68]
+    larger = [tuple(rng.permutation(LABELS)[:k].tolist()) for k in [4] * 16 + [5] * 16]
+    return {
+        "test": _shuffled_labels(test, rng),
+        "new_test": _shuffled_labels(new_test, rng),
+        "valid": _shuffled_labels(valid, rng),
+        "unseen": _shuffled_labels(unseen, rng),
+        "four_five": larger,
+    }
+
+
+def _shuffled(items, rng) -> list:
+    items = list(items)
+    return [items[i] for i in rng.permutation(len(items))]
+
+
+def _shuffled_labels(conditions, rng) -> list[Condition]:
+    return [tuple(_shuffled(condition, rng)) for condition in conditions]
+
+
+def _shared(condition: Condition) -> int:
+    """How many pairs of objects have the color or the shape in common."""
+    words = [label.split() for label in condition]
+    return sum(a[0] == b[0] or a[1] == b[1] for a, b in itertools.combinations(words, 2))
+
+
+def draw_train(seed: int = SEED) -> list[ScenePlan]:
+    """Draws the 6,003 training scenes: every triple that is not unseen at least once."""
+    rng = np.random.default_rng([seed, 1])
+    unseen = {frozenset(c) for c in draw_conditions(seed)["unseen"]}
+    triples = [t for t in itertools.combinations(LABELS, 3) if frozenset(t) not in unseen]
+    extra = rng.integers(len(triples), size=NUM_SCENES - len(triples))
+    scenes = _shuffled_labels(_shuffled(triples + [triples[i] for i in extra], rng), rng)
+    return [ScenePlan(f"CLEVR_train_{i:06d}", labels) for i, labels in enumerate(scenes)]
+
+
+def draw_evaluator(num_scenes: int, seed: int) -> list[ScenePlan]:
+    """Draws scenes of five objects for the evaluator: pictures of 1, 2 or 3, of 4 and of 5."""
+    rng = np.random.default_rng([seed, 2])
+    return [
+        ScenePlan(
+            f"CLEVR_evaluator{seed}_{i:06d}",
+            tuple(rng.permutation(LABELS)[:5].tolist()),
+            (1 + i % 3, 4, 5),
+        )
+        for i in range(num_scenes)
+    ]
+
+
+def render_scene(plan: ScenePlan, seed: int = SEED) -> np.ndarray:
+    """Renders one planned scene, uint8 (3, 64, 64, 3); the same for the same name and seed."""
+    number = int.from_bytes(hashlib.sha256(f"{seed} {plan.name}".encode()).digest()[:8], "big")
+    scene = rendering.sample_scene(plan.labels, np.random.default_rng(number))
+    return np.stack([rendering.render(scene.first(k), (number + k) % 2**31) for k in plan.counts])
+
+
+def render_set(
+    plans: list[ScenePlan], output: Path, work: Path, workers: int | None = None
+) -> None:
+    """Renders planned scenes into `output`/pictures.zip and the labels into `output`/train.json.
+
+    Args:
+        plans: the scenes.
+        output: folder of the finished set.
+        work: folder that keeps what is rendered so far; started again with the same scenes and the
+            same renderer, the work goes on there.
+        workers: processes; None takes one for each processor.
+    """
+    key = hashlib.sha256((repr(plans) + inspect.getsource(rendering)).encode()).hexdigest()[:12]
+    folder = Path(work) / key
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = range(0, len(plans), CHUNK)
+    jobs = [(plans[s : s + CHUNK], folder / f"{s:06d}.npy") for s in starts]
+    todo = [job for job in jobs if not job[1].exists()]
+    done = sum(len(job[0]) for job in jobs) - sum(len(job[0]) for job in todo)
+    with (
+        tqdm(total=len(plans), initial=done, desc="rendering", unit="scene") as bar,
+        multiprocessing.get_context("spawn").Pool(workers) as pool,
+    ):
+        for count in pool.imap_unordered(_render_chunk, todo):
+            bar.update(count)
+    write_pack(Path(output) / "pictures.zip", _finished(jobs))
+    labels = {
+        f"{plan.name}_{step}.png": list(plan.labels[:count])
+        for plan in plans
+        for step, count in enumerate(plan.counts)
+    }
+    write_json(Path(output) / "train.json", labels)
+    write_json(Path(output) / "objects.json", {label: i for i, label in enumerate(LABELS)})
+
+
+def write_json(path: Path, content) -> None:
+    """Writes JSON, one entry a line, under a temporary name first."""
+    if isinstance(content, dict):
+        lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items()]
+        text = "{\n" + ",\n".join(lines) + "\n}\n"
+    else:
+        text = "[\n" + ",\n".join(json.dumps(value) for value in content) + "\n]\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _render_chunk(job: tuple[list[ScenePlan], Path]) -> int:
+    plans, path = job
+    pictures = np.stack([render_scene(plan) for plan in plans])
+    write_atomically(path, lambda file: np.save(file, pictures))
+    return len(plans)
+
+
+def _finished(jobs) -> Iterator[tuple[str, np.ndarray]]:
+    for plans, path in jobs:
+        yield from zip([plan.name for plan in plans], np.load(path), strict=True)

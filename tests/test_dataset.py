@@ -1,0 +1,485 @@
+"""Pictures from the embedded set and the course's folder, the pack, and the cache."""
+
+import json
+import os
+import shutil
+import threading
+import warnings
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from conftest import SCENES, draw, scene_pictures
+from PIL import Image
+from torchvision.transforms import Resize
+
+import lab7.dataset
+from lab7.dataset import (
+    DATA_DIR,
+    ICLEVRDataset,
+    load_images,
+    read_pack,
+    resolve_root,
+    to_float,
+    to_uint8,
+    write_atomically,
+    write_pack,
+)
+from lab7.labels import LABELS
+
+NAMES = [f"{scene}_{step}.png" for scene in sorted(SCENES) for step in range(3)]
+
+
+def psnr(a, b):
+    return 10 * np.log10(255**2 / np.mean((a.astype(float) - b.astype(float)) ** 2))
+
+
+def test_range_conversion():
+    values = torch.arange(256, dtype=torch.uint8)
+    assert to_float(values).dtype == torch.float32
+    assert to_float(values)[[0, 255]].tolist() == [-1.0, 1.0]
+    assert torch.equal(to_uint8(to_float(values)), values)
+    assert to_uint8(torch.tensor([-1.5, 0.0, 1.2])).tolist() == [0, 128, 255]
+    assert to_uint8(torch.tensor([0.9999], dtype=torch.bfloat16)).tolist() == [255]
+
+
+# --- folders ---
+
+
+def test_root_is_argument_then_variable_then_embedded(tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    other.mkdir()
+    monkeypatch.setattr(lab7.dataset, "DATA_DIR", tmp_path)
+    assert resolve_root() == tmp_path
+    monkeypatch.setenv("LAB7_DATA", "")
+    assert resolve_root() == tmp_path
+    monkeypatch.setenv("LAB7_DATA", str(other))
+    assert resolve_root() == other
+    assert resolve_root(tmp_path) == tmp_path
+    assert DATA_DIR.name == "data"
+
+
+def test_root_that_is_not_there_or_a_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
+        resolve_root(tmp_path / "nowhere")
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ValueError, match="file is a file, not a folder"):
+        ICLEVRDataset(file)
+
+
+def test_folder_that_is_not_the_courses_lists_what_it_lacks(tmp_path, course_root):
+    with pytest.raises(ValueError, match=r"lacks objects.json, train.json, iclevr/") as error:
+        ICLEVRDataset(tmp_path)
+    assert str(tmp_path) in str(error.value) and "did you mean" not in str(error.value)
+    with pytest.raises(ValueError, match=f"did you mean {course_root}"):
+        ICLEVRDataset(course_root / "iclevr")
+    (course_root / "objects.json").unlink()
+    with pytest.raises(ValueError, match="lacks objects.json$"):
+        ICLEVRDataset(course_root)
+
+
+def test_split_that_is_not_there_names_the_nearest(embedded_root):
+    with pytest.raises(FileNotFoundError, match="did you mean .*train.json"):
+        ICLEVRDataset(embedded_root, split="trian")
+    with pytest.raises(ValueError, match="test.json does not map picture names to labels"):
+        ICLEVRDataset(embedded_root, split="test")
+
+
+def test_wrong_label_names_the_picture(embedded_root):
+    path = embedded_root / "train.json"
+    path.write_text(json.dumps({"CLEVR_train_000002_0.png": ["gray cubes"]}))
+    with pytest.raises(ValueError, match="train.json, picture CLEVR_train_000002_0.png: .*cubes"):
+        ICLEVRDataset(embedded_root)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="does not map"):
+        ICLEVRDataset(embedded_root)
+
+
+def test_other_numbering_of_labels_is_refused(embedded_root):
+    numbers = {label: index for index, label in enumerate(reversed(LABELS))}
+    (embedded_root / "objects.json").write_text(json.dumps(numbers))
+    with pytest.raises(ValueError, match="objects.json must map 'gray cube' to 0, not to 23"):
+        ICLEVRDataset(embedded_root)
+
+
+# --- the embedded set ---
+
+
+def test_embedded_set(embedded_root):
+    dataset = ICLEVRDataset(embedded_root)
+    assert len(dataset) == 9
+    assert dataset.names == NAMES
+    assert dataset.labels[3:6] == [
+        ("cyan cube",),
+        ("cyan cube", "red sphere"),
+        ("cyan cube", "red sphere", "gray cylinder"),
+    ]
+    assert dataset.images.shape == (9, 3, 64, 64) and dataset.images.dtype == torch.uint8
+    assert dataset.conditions.shape == (9, 24) and dataset.conditions.dtype == torch.float32
+    assert dataset.conditions.sum(1).tolist() == [1, 2, 3] * 3
+    for row, labels in enumerate(dataset.labels):
+        assert {LABELS[i] for i in dataset.conditions[row].nonzero()} == set(labels)
+        assert psnr(dataset.images[row].permute(1, 2, 0).numpy(), draw(labels)) > 35
+
+
+def test_item_is_a_float_picture_and_its_condition(embedded_root):
+    dataset = ICLEVRDataset(embedded_root)
+    image, condition = dataset[4]
+    assert image.shape == (3, 64, 64) and image.dtype == torch.float32
+    assert -1 <= image.min() < 0 < image.max() <= 1
+    assert torch.equal(to_uint8(image), dataset.images[4])
+    assert torch.equal(condition, dataset.conditions[4])
+    images, conditions = next(iter(torch.utils.data.DataLoader(dataset, batch_size=4)))
+    assert images.shape == (4, 3, 64, 64) and conditions.shape == (4, 24)
+
+
+def test_pack_round_trip(tmp_path):
+    scenes = [(scene, scene_pictures(labels)) for scene, labels in SCENES.items()]
+    write_pack(tmp_path / "pack.zip", iter(scenes))
+    names, pictures = read_pack(tmp_path / "pack.zip")
+    assert names == sorted(SCENES)
+    assert pictures.shape == (3, 3, 64, 64, 3) and pictures.dtype == np.uint8
+    for name, picture in zip(names, pictures, strict=True):
+        assert psnr(picture, scene_pictures(SCENES[name])) > 40
+
+
+def test_pack_does_not_blur_colors(tmp_path):
+    stripes = np.zeros((3, 64, 64, 3), np.uint8)
+    stripes[:, :, ::2, 0] = 255
+    stripes[:, :, 1::2, 2] = 255
+    write_pack(tmp_path / "pack.zip", [("a", stripes)], speed=8)
+    write_pack(tmp_path / "blurred.zip", [("a", stripes)], speed=8, subsampling="4:2:0")
+    assert psnr(read_pack(tmp_path / "pack.zip")[1][0], stripes) > 35
+    assert psnr(read_pack(tmp_path / "blurred.zip")[1][0], stripes) < 20
+
+
+def test_pack_has_the_same_bytes_in_any_order(tmp_path):
+    scenes = [(scene, scene_pictures(labels)) for scene, labels in SCENES.items()]
+    write_pack(tmp_path / "a.zip", scenes, speed=8)
+    write_pack(tmp_path / "b.zip", reversed(scenes), speed=8)
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.zip") as pack:
+        assert pack.namelist() == [f"{scene}.avif" for scene in sorted(SCENES)]
+        assert {info.compress_type for info in pack.infolist()} == {zipfile.ZIP_STORED}
+
+
+def test_pack_that_fails_leaves_the_old_one(tmp_path):
+    path = tmp_path / "pack.zip"
+    path.write_bytes(b"old")
+    with pytest.raises(ValueError, match="reshape"):
+        write_pack(path, [("a", np.zeros((3, 32, 32, 3), np.uint8))])
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["pack.zip"]
+
+
+def test_write_atomically_makes_folders_and_leaves_nothing_when_it_fails(tmp_path):
+    path = tmp_path / "a" / "b.bin"
+    write_atomically(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o777 == 0o644
+
+    def fail(file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, fail)
+    assert path.read_bytes() == b"new" and os.listdir(path.parent) == ["b.bin"]
+    with pytest.raises(OSError):
+        write_atomically(path / "below a file", fail)
+
+
+def test_pack_that_is_no_zip(embedded_root):
+    pack = embedded_root / "pictures.zip"
+    pack.write_bytes(pack.read_bytes()[:500])
+    with pytest.raises(ValueError, match="pictures.zip is a broken pack"):
+        ICLEVRDataset(embedded_root)
+    with pytest.raises(ValueError, match="pictures.zip is a broken pack"):
+        read_pack(pack)
+
+
+def test_pack_with_a_damaged_strip(embedded_root, cache_dir):
+    pack = embedded_root / "pictures.zip"
+    content = bytearray(pack.read_bytes())
+    start = content.index(b"CLEVR_train_000007.avif")
+    content[start + 200] ^= 0xFF
+    pack.write_bytes(content)
+    with pytest.raises(ValueError, match="broken at CLEVR_train_000007.avif"):
+        ICLEVRDataset(embedded_root)
+    assert not cache_dir.exists()
+
+
+def test_pack_with_something_else_inside(embedded_root):
+    with zipfile.ZipFile(embedded_root / "pictures.zip", "w") as pack:
+        for scene in SCENES:
+            pack.writestr(f"{scene}.avif", b"no picture")
+    with pytest.raises(ValueError, match=r"broken at CLEVR_train_000002.avif"):
+        ICLEVRDataset(embedded_root)
+
+
+def test_pack_with_a_strip_of_another_size(embedded_root):
+    pack = embedded_root / "pictures.zip"
+    Image.new("RGB", (128, 64)).save(embedded_root / "strip.avif")
+    with zipfile.ZipFile(pack, "w") as file:
+        for scene in SCENES:
+            file.write(embedded_root / "strip.avif", f"{scene}.avif")
+    with pytest.raises(ValueError, match="CLEVR_train_000002.avif is 128×64, not 192×64"):
+        ICLEVRDataset(embedded_root)
+
+
+@pytest.mark.parametrize(
+    "name", ["CLEVR_train_000099_0.png", "CLEVR_train_000002_3.png", "CLEVR_train_000002.png"]
+)
+def test_label_entry_without_a_picture_in_the_pack(embedded_root, name):
+    entries = json.loads((embedded_root / "train.json").read_text())
+    (embedded_root / "train.json").write_text(json.dumps({**entries, name: ["red cube"]}))
+    with pytest.raises(ValueError, match=f"pictures.zip has no picture {name}"):
+        ICLEVRDataset(embedded_root)
+
+
+def test_empty_pack(tmp_path):
+    write_pack(tmp_path / "pack.zip", [])
+    names, pictures = read_pack(tmp_path / "pack.zip")
+    assert names == [] and pictures.shape == (0, 3, 64, 64, 3)
+
+
+# --- the course's folder ---
+
+
+def test_course_folder_is_squeezed_as_torchvision_does(course_root):
+    dataset = ICLEVRDataset(course_root)
+    assert dataset.names == NAMES
+    resize = Resize((64, 64))
+    for name, image in zip(dataset.names, dataset.images, strict=True):
+        expected = np.asarray(resize(Image.open(course_root / "iclevr" / name).convert("RGB")))
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
+    assert dataset.conditions.sum(1).tolist() == [1, 2, 3] * 3
+
+
+def test_variable_names_the_course_folder(course_root, monkeypatch):
+    monkeypatch.setenv("LAB7_DATA", str(course_root))
+    assert torch.equal(ICLEVRDataset().images, ICLEVRDataset(course_root).images)
+
+
+def test_small_pictures_are_taken_as_they_are(course_root):
+    path = course_root / "iclevr" / "CLEVR_train_000002_0.png"
+    Image.fromarray(draw(["red cube"])).save(path)
+    image = ICLEVRDataset(course_root).images[0]
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), draw(["red cube"]))
+
+
+def test_missing_picture_is_named(course_root):
+    (course_root / "iclevr" / "CLEVR_train_000007_1.png").unlink()
+    with pytest.raises(ValueError, match="iclevr lacks CLEVR_train_000007_1.png$"):
+        ICLEVRDataset(course_root)
+    (course_root / "iclevr" / "CLEVR_train_000011_0.png").unlink()
+    with pytest.raises(ValueError, match="000007_1.png and 1 more of 9 pictures"):
+        ICLEVRDataset(course_root)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def save_as_jpeg(path):
+    Image.open(path).convert("RGB").save(path, "JPEG")
+
+
+@pytest.mark.parametrize("spoil", [truncate, save_as_jpeg, lambda path: path.write_bytes(b"")])
+def test_unreadable_picture_is_named(course_root, cache_dir, spoil):
+    path = course_root / "iclevr" / "CLEVR_train_000007_2.png"
+    spoil(path)
+    with pytest.raises(ValueError, match="000007_2.png is no complete PNG picture") as error:
+        ICLEVRDataset(course_root)
+    assert "\n" not in str(error.value)
+    assert not cache_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "has"),
+    [
+        ("RGB", (128, 128), "128×128 RGB"),
+        ("RGB", (240, 320), "240×320 RGB"),
+        ("L", (320, 240), "320×240 L"),
+        ("P", (64, 64), "64×64 P"),
+        ("I;16", (64, 64), "64×64 I;16"),
+    ],
+)
+def test_other_size_or_mode_is_named_with_what_is_allowed(course_root, mode, size, has):
+    Image.new(mode, size).save(course_root / "iclevr" / "CLEVR_train_000007_0.png")
+    with pytest.raises(ValueError, match=f"000007_0.png is {has}: pictures are 320×240 or 64×64"):
+        ICLEVRDataset(course_root)
+
+
+# --- the cache ---
+
+
+def no_decoding(*_):
+    raise AssertionError("decoded again")
+
+
+def test_second_opening_maps_the_cache(embedded_root, cache_dir, monkeypatch):
+    first = ICLEVRDataset(embedded_root)
+    (file,) = cache_dir.iterdir()
+    assert file.stat().st_size == 9 * 3 * 64 * 64 + 4
+    monkeypatch.setattr(lab7.dataset, "_decode_pack", no_decoding)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second = ICLEVRDataset(embedded_root)
+    assert torch.equal(first.images, second.images)
+
+
+def test_course_folder_is_cached_too(course_root, cache_dir, monkeypatch):
+    first = ICLEVRDataset(course_root)
+    monkeypatch.setattr(lab7.dataset, "_decode_folder", no_decoding)
+    assert torch.equal(ICLEVRDataset(course_root).images, first.images)
+
+
+def test_changing_the_tensor_leaves_the_cache_alone(embedded_root, cache_dir):
+    ICLEVRDataset(embedded_root)
+    (file,) = cache_dir.iterdir()
+    content = file.read_bytes()
+    ICLEVRDataset(embedded_root).images.zero_()
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_damaged_cache_is_rebuilt(embedded_root, cache_dir, damage):
+    expected = ICLEVRDataset(embedded_root).images.clone()
+    (file,) = cache_dir.iterdir()
+    content = bytearray(file.read_bytes())
+    content[5000] ^= 1
+    file.write_bytes({"flip": content, "cut": content[:-1], "empty": b""}[damage])
+    assert torch.equal(ICLEVRDataset(embedded_root).images, expected)
+    assert list(cache_dir.iterdir()) == [file]
+    assert file.read_bytes()[:5001][-1] == content[5000] ^ 1
+
+
+def test_changed_pictures_are_seen(embedded_root, course_root):
+    ICLEVRDataset(embedded_root)
+    white = np.full((3, 64, 64, 3), 255, np.uint8)
+    write_pack(embedded_root / "pictures.zip", [(scene, white) for scene in SCENES], speed=8)
+    assert ICLEVRDataset(embedded_root).images.min() > 250
+
+    before = ICLEVRDataset(course_root).images[0].clone()
+    path = course_root / "iclevr" / NAMES[0]
+    Image.open(path).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(path)
+    assert not torch.equal(ICLEVRDataset(course_root).images[0], before)
+
+
+def test_a_split_of_other_names_has_its_own_cache(embedded_root):
+    whole = ICLEVRDataset(embedded_root)
+    entries = json.loads((embedded_root / "train.json").read_text())
+    for split, start in {"even": 0, "odd": 1}.items():
+        names = NAMES[start:8:2]
+        part = {name: entries[name] for name in names}
+        (embedded_root / f"{split}.json").write_text(json.dumps(part))
+        dataset = ICLEVRDataset(embedded_root, split=split)
+        assert dataset.names == names
+        assert torch.equal(dataset.images, whole.images[start:8:2])
+
+
+def test_place_that_cannot_be_written_falls_back_to_memory(embedded_root, tmp_path, monkeypatch):
+    expected = ICLEVRDataset(embedded_root).images.clone()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LAB7_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.warns(UserWarning, match="kept in memory.*set LAB7_CACHE") as caught:
+        dataset = ICLEVRDataset(embedded_root)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    assert torch.equal(dataset.images, expected)
+
+
+def test_full_disk_falls_back_to_memory(embedded_root, cache_dir, monkeypatch):
+    def full(file, images):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(lab7.dataset, "_dump", full)
+    with pytest.warns(UserWarning, match="No space left on device"):
+        dataset = ICLEVRDataset(embedded_root)
+    assert len(dataset) == 9
+    assert list(cache_dir.iterdir()) == []
+
+
+def test_several_at_once_do_not_break_the_cache(embedded_root, cache_dir):
+    results = []
+    barrier = threading.Barrier(4)
+
+    def work():
+        barrier.wait()
+        results.append(ICLEVRDataset(embedded_root).images)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4
+    assert all(torch.equal(images, results[0]) for images in results)
+    assert len(list(cache_dir.iterdir())) == 1
+
+
+def test_cache_is_in_the_users_cache_folder_by_default(embedded_root, tmp_path, monkeypatch):
+    monkeypatch.delenv("LAB7_CACHE")
+    monkeypatch.setattr(
+        lab7.dataset.platformdirs, "user_cache_dir", lambda name, **_: str(tmp_path / name)
+    )
+    ICLEVRDataset(embedded_root)
+    assert len(list((tmp_path / "lab7").glob("pictures-*.bin"))) == 1
+
+
+# --- folders of numbered pictures ---
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    """Twelve pictures `0.png … 11.png`, each of its own gray, and a grid beside them."""
+    folder = tmp_path / "numbered"
+    folder.mkdir()
+    for number in range(12):
+        Image.new("RGB", (64, 64), (number * 20,) * 3).save(folder / f"{number}.png")
+    Image.new("RGB", (522, 130)).save(folder / "grid.png")
+    return folder
+
+
+@pytest.mark.parametrize("count", [None, 12])
+def test_load_images_goes_by_number(numbered, count):
+    images = load_images(numbered, count)
+    assert images.shape == (12, 3, 64, 64) and images.dtype == torch.uint8
+    assert images[:, 0, 0, 0].tolist() == [number * 20 for number in range(12)]
+
+
+def test_load_images_squeezes_large_pictures(numbered):
+    large = Image.fromarray(draw(["red cube"], 320, 240))
+    large.save(numbered / "3.png")
+    image = load_images(str(numbered))[3]
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(Resize((64, 64))(large)))
+
+
+def test_load_images_names_a_missing_picture(numbered):
+    with pytest.raises(ValueError, match="lacks 12.png and 1 more of 14 pictures"):
+        load_images(numbered, 14)
+    (numbered / "4.png").unlink()
+    with pytest.raises(ValueError, match="lacks 4.png$"):
+        load_images(numbered)
+
+
+def test_load_images_explains_too_many(numbered):
+    with pytest.raises(ValueError, match=r"holds 11.png, but just 10 .* 0.png … 9.png"):
+        load_images(numbered, 10)
+
+
+def test_load_images_errors(numbered, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        load_images(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="is a file, not a folder"):
+        load_images(numbered / "0.png")
+    truncate(numbered / "2.png")
+    with pytest.raises(ValueError, match="2.png is no complete PNG picture"):
+        load_images(numbered)
+    shutil.rmtree(numbered)
+    numbered.mkdir()
+    with pytest.raises(ValueError, match="holds no pictures named 0.png, 1.png"):
+        load_images(numbered)
