@@ -24,6 +24,7 @@ from lab7.labels import LABELS
 SEED = 2024
 NUM_SCENES = 6003
 NUM_UNSEEN = 136
+NUM_EVALUATOR_SCENES = 6000
 CHUNK = 24  # scenes rendered between two savings
 
 Condition = tuple[str, ...]
@@ -92,12 +93,12 @@ def draw_train(seed: int = SEED) -> list[ScenePlan]:
     return [ScenePlan(f"CLEVR_train_{i:06d}", labels) for i, labels in enumerate(scenes)]
 
 
-def draw_evaluator(num_scenes: int, seed: int) -> list[ScenePlan]:
+def draw_evaluator(num_scenes: int = NUM_EVALUATOR_SCENES, seed: int = SEED) -> list[ScenePlan]:
     """Draws scenes of five objects for the evaluator: pictures of 1, 2 or 3, of 4 and of 5."""
     rng = np.random.default_rng([seed, 2])
     return [
         ScenePlan(
-            f"CLEVR_evaluator{seed}_{i:06d}",
+            f"CLEVR_evaluator_{i:06d}",
             tuple(rng.permutation(LABELS)[:5].tolist()),
             (1 + i % 3, 4, 5),
         )
@@ -124,11 +125,8 @@ def render_set(
             same renderer, the work goes on there.
         workers: processes; None takes one for each processor.
     """
-    key = hashlib.sha256((repr(plans) + inspect.getsource(rendering)).encode()).hexdigest()[:12]
-    folder = Path(work) / key
-    folder.mkdir(parents=True, exist_ok=True)
-    starts = range(0, len(plans), CHUNK)
-    jobs = [(plans[s : s + CHUNK], folder / f"{s:06d}.npy") for s in starts]
+    chunks = [plans[start : start + CHUNK] for start in range(0, len(plans), CHUNK)]
+    jobs = [(chunk, Path(work) / f"{_fingerprint(chunk)}.npy") for chunk in chunks]
     todo = [job for job in jobs if not job[1].exists()]
     done = sum(len(job[0]) for job in jobs) - sum(len(job[0]) for job in todo)
     with (
@@ -155,6 +153,11 @@ def write_json(path: Path, content) -> None:
     else:
         text = "[\n" + ",\n".join(json.dumps(value) for value in content) + "\n]\n"
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _fingerprint(plans: list[ScenePlan]) -> str:
+    """A name that changes with the scenes and with the renderer."""
+    return hashlib.sha256((repr(plans) + inspect.getsource(rendering)).encode()).hexdigest()[:16]
 
 
 def _render_chunk(job: tuple[list[ScenePlan], Path]) -> int:

@@ -4,10 +4,20 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from diffusers import DDPMScheduler
 from PIL import Image
 
 from lab7.dataset import write_pack
+from lab7.experiments import get_experiment
 from lab7.labels import LABELS
+from lab7.model import ConditionalUNet
+from lab7.pipeline import (
+    ConditionalDDPMPipeline,
+    convert_scheduler,
+    load_pipeline,
+    save_pipeline,
+)
 
 SCENES = {
     "CLEVR_train_000007": ["cyan cube", "red sphere", "gray cylinder"],
@@ -98,3 +108,24 @@ def course_root(tmp_path, cache_dir):
             image.putalpha(100)
         image.save(root / "iclevr" / name)
     return root
+
+
+@pytest.fixture(scope="session")
+def saved_pipeline(tmp_path_factory):
+    """Folder of a tiny untrained generator."""
+    config = get_experiment("smoke").config
+    torch.manual_seed(0)
+    scheduler = DDPMScheduler(**config.noise)
+    scheduler = convert_scheduler(scheduler, config.scheduler, **config.scheduler_options)
+    tiny = ConditionalDDPMPipeline(
+        ConditionalUNet(**config.unet), scheduler, config.num_inference_steps, guidance_scale=2.0
+    )
+    path = tmp_path_factory.mktemp("generator") / "pipeline"
+    save_pipeline(tiny, path)
+    return path
+
+
+@pytest.fixture
+def pipeline(saved_pipeline):
+    """A tiny untrained generator."""
+    return load_pipeline(saved_pipeline, "cpu")

@@ -1,0 +1,312 @@
+"""The command line: python -m lab7 train | sample | evaluate | render | report | …"""
+
+import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from lab7.dataset import ICLEVRDataset, load_images, resolve_root
+from lab7.evaluator import Evaluator, Scores
+from lab7.experiments import get_experiment
+from lab7.labels import encode, load_conditions, parse_condition
+from lab7.pipeline import load_pipeline
+
+ROOT = Path(__file__).resolve().parent.parent
+CONDITION_FILES = ("test", "new_test", "valid", "unseen", "four_five")
+
+
+def train(
+    experiment: Annotated[str, tyro.conf.Positional] = "ours",
+    /,
+    output: Path | None = None,
+    data: Path | None = None,
+    minutes: float | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    init_from: str | None = None,
+    compile: bool = False,
+    resume: bool = True,
+    device: str | None = None,
+) -> None:
+    """Train a named configuration; stopped and started again it goes on where it was.
+
+    Args:
+        experiment: Name of the configuration: ours, original-baseline, original-channels,
+            original-one-layer, original-half-channels, original-cosine.
+        output: Folder of the run; by default runs/EXPERIMENT.
+        data: The course's folder; by default $LAB7_DATA, else the embedded set.
+        minutes: Stop after so many minutes, to be resumed later.
+        steps: Optimizer steps of the whole training.
+        batch_size: Pictures a step.
+        learning_rate: Highest learning rate.
+        init_from: Saved pipeline whose weights to start from.
+        compile: Use torch.compile, which takes about a minute to pay off.
+        resume: Go on from the latest state in OUTPUT; --no-resume starts anew.
+        device: cuda, mps or cpu; by default the best there is.
+    """
+    from lab7 import training
+
+    changes = {
+        "num_steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "init_from": init_from,
+    }
+    changes = {name: value for name, value in changes.items() if value is not None}
+    config = dataclasses.replace(get_experiment(experiment).config, compile=compile, **changes)
+    output = output or ROOT / "runs" / experiment
+    training.train(
+        config,
+        ICLEVRDataset(data),
+        output,
+        resume=resume,
+        max_seconds=None if minutes is None else 60 * minutes,
+        device=device,
+    )
+    print(f"saved {output / 'pipeline'}")
+
+
+def sample(
+    labels: Annotated[str | None, tyro.conf.Positional] = None,
+    /,
+    conditions: str | None = None,
+    out: Path = Path("samples"),
+    count: int = 1,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    scheduler: str | None = None,
+    checkpoint: Path | None = None,
+    evaluator: Path | None = None,
+    device: str | None = None,
+) -> None:
+    """Draw pictures: of labels given here, or of every condition in a file.
+
+    Args:
+        labels: For instance "red cube, blue cylinder".
+        conditions: Condition file (JSON list of lists of labels), or test, new_test, valid,
+            unseen, four_five.
+        out: Folder for 0.png …, grid.png, denoising.png and samples.json.
+        count: Pictures of LABELS.
+        seed: Of the first picture; each next has one more.
+        steps: Sampling steps; by default the checkpoint's own.
+        guidance: Weight of classifier-free guidance; 1 is none.
+        scheduler: Sampler, for instance dpmsolvermultistep, ddim, ddpm.
+        checkpoint: Saved pipeline; by default the one that comes with the project.
+        evaluator: Weights of the judge; by default checkpoint.pth of $LAB7_DATA, else ours.
+        device: cuda, mps or cpu; by default the best there is.
+    """
+    from lab7.sampling import write_samples
+
+    if (labels is None) == (conditions is None):
+        raise ValueError('give either labels, such as "red cube, blue cylinder", or --conditions')
+    wanted = _conditions(conditions) if conditions else [parse_condition(labels)] * count
+    summary = write_samples(
+        load_pipeline(checkpoint, device, scheduler),
+        wanted,
+        out,
+        seed=seed,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        evaluator=Evaluator.load(evaluator, device),
+    )
+    top_k = summary["scores"]["top_k"]["value"]
+    print(f"{len(wanted)} pictures in {out}; accuracy by the evaluator {top_k:.4f}")
+
+
+def evaluate(
+    checkpoint: Path | None = None,
+    images: Path | None = None,
+    conditions: str | None = None,
+    repetitions: int = 4,
+    steps: int | None = None,
+    guidance: float | None = None,
+    scheduler: str | None = None,
+    evaluator: Path | None = None,
+    record: str | None = None,
+    device: str | None = None,
+) -> None:
+    """Score a generator, or a folder of pictures.
+
+    Args:
+        checkpoint: Saved pipeline; by default the one that comes with the project.
+        images: Folder of 0.png … to score instead of a generator.
+        conditions: What the pictures should show: a condition file, or test, new_test, valid,
+            unseen, four_five; by default test and new_test.
+        repetitions: Pictures of each condition.
+        steps: Sampling steps; by default the checkpoint's own.
+        guidance: Weight of classifier-free guidance; 1 is none.
+        scheduler: Sampler, for instance dpmsolvermultistep, ddim, ddpm.
+        evaluator: Weights of the judge; by default checkpoint.pth of $LAB7_DATA, else ours.
+        record: Score on all condition files and write the results down under this name.
+        device: cuda, mps or cpu; by default the best there is.
+    """
+    from lab7.scoring import record_generator, score_pipeline
+
+    judge = Evaluator.load(evaluator, device)
+    if images is not None:
+        if conditions is None:
+            raise ValueError("--images needs --conditions: what the pictures should show")
+        wanted = _conditions(conditions)
+        pictures = load_images(images, len(wanted))
+        _print_scores({Path(conditions).stem: judge.scores(pictures, encode(wanted))})
+        return
+    pipeline = load_pipeline(checkpoint, device, scheduler)
+    settings = {"num_inference_steps": steps, "guidance_scale": guidance}
+    if record is not None:
+        sets = {name: _conditions(name) for name in CONDITION_FILES}
+        metrics = record_generator(
+            record,
+            pipeline,
+            judge,
+            sets,
+            repetitions,
+            run=checkpoint and checkpoint.parent,
+            **settings,
+        )
+        _print_scores({name: metrics[name]["scores"] for name in sets})
+        return
+    scores = {}
+    for name in [conditions] if conditions else ["test", "new_test"]:
+        metrics, _ = score_pipeline(pipeline, judge, _conditions(name), repetitions, **settings)
+        scores[Path(name).stem] = metrics["scores"]
+    _print_scores(scores)
+
+
+def sweep(
+    checkpoint: Path | None = None,
+    guidance: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
+    steps: tuple[int, ...] = (5, 10, 15, 20, 25, 50),
+    repetitions: int = 2,
+    record: str = "sweep",
+    device: str | None = None,
+) -> None:
+    """Score guidance scales and step counts on valid.json, and write the results down.
+
+    Args:
+        checkpoint: Saved pipeline; by default the one that comes with the project.
+        guidance: Guidance scales, at the checkpoint's own number of steps.
+        steps: Numbers of steps, at the checkpoint's own guidance.
+        repetitions: Pictures of each condition and setting.
+        record: Name of the record.
+        device: cuda, mps or cpu; by default the best there is.
+    """
+    from lab7.scoring import record_sweep
+
+    pipeline, judge = load_pipeline(checkpoint, device), Evaluator.load(device=device)
+    metrics = record_sweep(
+        record, pipeline, judge, _conditions("valid"), guidance, steps, repetitions
+    )
+    for row in metrics["guidance"] + metrics["steps"]:
+        print(
+            f"guidance {row['guidance_scale']:4.1f}  {row['num_inference_steps']:3d} steps  "
+            f"top-k {row['top_k'].value:.4f}  exact set {row['exact_set'].value:.4f}"
+        )
+
+
+def render(
+    what: Annotated[Literal["train", "evaluator"], tyro.conf.Positional] = "train",
+    /,
+    output: Path | None = None,
+    scenes: int | None = None,
+    work: Path = ROOT / "runs" / "render",
+    workers: int | None = None,
+) -> None:
+    """Render pictures with Mitsuba 3; stopped and started again it goes on where it was.
+
+    Args:
+        what: train: the embedded 6,003 scenes and the condition files; evaluator: scenes of up to
+            five objects for training and testing the evaluator.
+        output: Folder of the finished set; by default data/ or runs/evaluator.
+        scenes: How many scenes, from the first on; by default all.
+        work: Folder that keeps what is rendered so far.
+        workers: Processes; by default one for each processor.
+    """
+    from lab7 import scene_sets
+
+    if what == "train":
+        plans = scene_sets.draw_train()
+        output = output or ROOT / "data"
+        for name, drawn in scene_sets.draw_conditions().items():
+            scene_sets.write_json(output / f"{name}.json", drawn)
+    else:
+        plans = scene_sets.draw_evaluator()
+        output = output or ROOT / "runs" / "evaluator"
+    scene_sets.render_set(plans[:scenes], output, work, workers)
+    print(f"saved {output / 'pictures.zip'}")
+
+
+def train_evaluator(
+    renders: Path = ROOT / "runs" / "evaluator",
+    output: Path | None = None,
+    epochs: int | None = None,
+    device: str | None = None,
+) -> None:
+    """Train the evaluator on the embedded pictures and on those of `render evaluator`.
+
+    Args:
+        renders: Folder that `render evaluator` wrote.
+        output: Weights to write; by default those that come with the project.
+        epochs: Passes over the pictures.
+        device: cuda, mps or cpu; by default the best there is.
+    """
+    from lab7 import evaluator_training
+
+    evaluator_training.train_on_renders(renders, output, epochs, device)
+
+
+def report(output: Path = ROOT / "build" / "report") -> None:
+    """Build the report, as PDF and HTML, from report/results/.
+
+    Args:
+        output: Folder for report.pdf, report.html and their figures.
+    """
+    spec = importlib.util.spec_from_file_location("report_build", ROOT / "report" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for path in module.build(output):
+        print(f"saved {path}")
+
+
+def _conditions(name: str) -> list[tuple[str, ...]]:
+    """Read a condition file, or one of the data folder's by its name."""
+    return load_conditions(resolve_root() / f"{name}.json" if name in CONDITION_FILES else name)
+
+
+def _print_scores(scores: dict[str, Scores]) -> None:
+    columns = ("top_k", "exact_set", "precision", "recall", "f1")
+    print(f"{'':10s} pictures " + " ".join(f"{name:>22s}" for name in columns))
+    for name, row in scores.items():
+        cells = [getattr(row, column) for column in columns]
+        text = " ".join(f"{c.value:.4f} [{c.low:.3f}, {c.high:.3f}]" for c in cells)
+        print(f"{name:10s} {row.num_pictures:8d} {text}")
+
+
+def main() -> None:
+    """Run a command; what the user can mend is one line on standard error and exit code 2."""
+    commands = [train, sample, evaluate, render, report, sweep, train_evaluator]
+    app = tyro.extras.SubcommandApp()
+    for command in commands:
+        app.command(command, name=command.__name__.replace("_", "-"))
+    try:
+        app.cli(prog="python -m lab7", description="Conditional DDPM on i-CLEVR.")
+    except OSError as error:
+        message = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+        sys.exit(_fail(message))
+    except ValueError as error:
+        sys.exit(_fail(str(error)))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,362 @@
+"""Training of our own evaluator on rendered scenes.
+
+The recipe is the course's: its ResNet-18, pictures shrunk to 32×32 and scaled back to 64×64, binary
+cross-entropy. What is added lets a classifier that has only seen renders judge pictures from
+elsewhere: small random changes of geometry, sharpness, tone and light (Tobin et al., “Domain
+Randomization for Transferring Deep Neural Networks”, 2017), made for a whole batch at a time.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.auto import tqdm
+
+from lab7.dataset import DATA_DIR, IMAGE_SIZE, ICLEVRDataset
+from lab7.evaluator import (
+    WEIGHTS,
+    Evaluator,
+    build_network,
+    compute_scores,
+    exact_set_accuracy,
+    per_label_recall,
+    top_k_accuracy,
+)
+from lab7.labels import LABELS
+from lab7.pipeline import default_device
+from lab7.results import RESULTS_DIR, append_log, write_record
+
+
+@dataclass(frozen=True)
+class EvaluatorConfig:
+    """Settings of a training; of every ± the amount is drawn evenly, anew for each picture."""
+
+    validation_pictures: int = 900  # rows kept for choosing the epoch, those before the test's
+    test_pictures: int = 3000  # rows kept for the final scores, the last ones
+    epochs: int = 24  # passes over the training rows
+    batch_size: int = 64  # pictures a step
+    learning_rate: float = 2e-3  # peak of the one-cycle schedule
+    warmup_share: float = 0.15  # of all steps, until the peak
+    weight_decay: float = 0.05  # AdamW's, a step and unit of learning rate
+    label_smoothing: float = 0.01  # targets are this and 1 minus this
+    ema_decay: float = 0.998  # a step, of the averaged weights that are kept; 0 for none
+    seed: int = 0  # of the first weights, the order of the pictures and their changes
+
+    small_size: int = 32  # pixels a side that a picture is shrunk to before it is scaled back
+    small_share: float = 0.5  # share of the pictures that are shrunk: scores are of sharp ones too
+    shift: float = 2.0  # ± pixels, across and down
+    zoom: float = 0.06  # ± share of the size, across and down
+    blur: float = 0.5  # pixels, largest standard deviation of a Gaussian
+    brightness: float = 0.04  # ± of the full range, added
+    contrast: float = 0.15  # ± share of the distance from the picture's mean
+    hue: float = 5.0  # ± degrees about the gray axis
+    saturation: float = 0.15  # ± share of the distance from gray
+    white_balance: float = 0.03  # ± share, each of red, green and blue
+    gamma: float = 0.15  # ± of the exponent's logarithm
+    shade: float = 0.08  # standard deviation of the logarithm of a smooth field of light
+    noise: float = 0.015  # of the full range, largest standard deviation of the grain
+
+
+def train_evaluator(
+    images: Tensor,
+    labels: Tensor,
+    config: EvaluatorConfig,
+    output: str | Path = WEIGHTS,
+    *,
+    run_name: str = "evaluator",
+    results_root: str | Path = RESULTS_DIR,
+    device: str | torch.device | None = None,
+) -> Evaluator:
+    """Train the classifier, keep its best epoch, and write down how it does.
+
+    Args:
+        images: (N, 3, 64, 64) uint8. Rows in the order of the scenes, so that no scene is on both
+            sides of a cut: the last rows are the test's, those before are for validation.
+        labels: (N, 24) multi-hot.
+        config: the settings.
+        output: safetensors file, replaced whenever the validation pictures are judged better.
+        run_name: name of the record, see `write_record`.
+        results_root: folder of the records.
+        device: where to train; None takes the best there is.
+
+    Returns:
+        The evaluator as loaded from `output`, whose scores are the record's.
+
+    Raises:
+        ValueError: arrays that do not fit each other, or too few pictures to train on.
+    """
+    train, validation, test = _split(images, labels, config)
+    device = torch.device(device or default_device())
+    torch.manual_seed(config.seed)
+    log = Path(results_root) / run_name / "log.jsonl"
+    log.unlink(missing_ok=True)
+    trainer = _Trainer(train, config, device)
+    best, start = (-1.0, -1.0), time.perf_counter()
+    with tqdm(total=config.epochs * trainer.steps_per_epoch, unit="step", desc="evaluator") as bar:
+        for epoch in range(1, config.epochs + 1):
+            row = {"epoch": epoch} | trainer.run_epoch(bar)
+            judge = Evaluator(trainer.averaged_network(), device)
+            probabilities = judge.predict(validation[0])
+            score = (
+                exact_set_accuracy(probabilities, validation[1]),
+                top_k_accuracy(probabilities, validation[1]),
+            )
+            if score > best:
+                best = score
+                judge.save(output)
+            row |= {"exact_set": score[0], "top_k": score[1]}
+            append_log(log, row | {"seconds": time.perf_counter() - start})
+    evaluator = Evaluator.load(output, device)
+    metrics = held_out_metrics(evaluator, *test, small_size=config.small_size) | {
+        "validation": {"exact_set": best[0], "top_k": best[1], "num_pictures": len(validation[0])},
+        "training": {
+            "num_pictures": len(train[0]),
+            "steps": config.epochs * trainer.steps_per_epoch,
+            "seconds": time.perf_counter() - start,
+            "bf16": trainer.bf16,
+        },
+    }
+    write_record(run_name, config, metrics, results_root, seeds=[config.seed], weights=output)
+    return evaluator
+
+
+def train_on_renders(
+    renders: str | Path,
+    output: str | Path | None = None,
+    epochs: int | None = None,
+    device: str | torch.device | None = None,
+) -> Evaluator:
+    """Train the classifier on the embedded pictures and on further renders of 1 … 5 objects.
+
+    Args:
+        renders: folder that `python -m lab7 render evaluator` wrote; validation and test pictures
+            are its last ones.
+        output: safetensors file; None replaces the weights that come with the project.
+        epochs: passes over the pictures; None takes the default.
+        device: where to train; None takes the best there is.
+    """
+    sets = [ICLEVRDataset(DATA_DIR), ICLEVRDataset(renders)]
+    images = torch.cat([part.images for part in sets])
+    labels = torch.cat([part.conditions for part in sets])
+    config = EvaluatorConfig() if epochs is None else EvaluatorConfig(epochs=epochs)
+    return train_evaluator(images, labels, config, output or WEIGHTS, device=device)
+
+
+def held_out_metrics(
+    evaluator: Evaluator, images: Tensor, labels: Tensor, small_size: int = 32
+) -> dict:
+    """Return how an evaluator does on pictures (N, 3, 64, 64) uint8 that it never saw.
+
+    Returns:
+        "test": all scores; "test_small": those of the pictures shrunk and scaled back;
+        "recall_per_label"; "by_count": the scores by the number of objects in a picture.
+    """
+    probabilities = evaluator.predict(images)
+    small = shrink(images.float() / 127.5 - 1, small_size)
+    counts = labels.sum(1).long()
+    recall = per_label_recall(probabilities, labels)
+    return {
+        "test": compute_scores(probabilities, labels),
+        "test_small": evaluator.scores(small, labels),
+        "recall_per_label": {
+            label: None if math.isnan(value) else value
+            for label, value in zip(LABELS, recall.tolist(), strict=True)
+        },
+        "by_count": {
+            count: compute_scores(probabilities[counts == count], labels[counts == count])
+            for count in counts.unique().tolist()
+            if count
+        },
+    }
+
+
+def shrink(images: Tensor, size: int) -> Tensor:
+    """Shrink pictures (B, 3, 64, 64) to size×size and scale them back, bilinear, antialiased."""
+    small = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+    return F.interpolate(small, images.shape[2:], mode="bilinear", antialias=True)
+
+
+def augment(images: Tensor, config: EvaluatorConfig, generator: torch.Generator) -> Tensor:
+    """Change pictures at random, each in its own way.
+
+    Args:
+        images: (B, 3, 64, 64) uint8.
+        config: how much; all amounts 0 and `small_share` 1 leaves the course's recipe.
+        generator: source of the random numbers, on the pictures' device.
+
+    Returns:
+        (B, 3, 64, 64) float32 in [-1, 1], or a little outside where grain was added.
+    """
+    x = _resample(images.float() / 255, config, generator)
+    x = _recolor(x, config, generator).clamp(0, 1)
+    size = (len(x), 1, 1, 1)
+    x = x ** torch.exp(_uniform(size, config.gamma, generator))
+    coarse = torch.randn(len(x), 1, 4, 4, generator=generator, device=x.device)
+    light = F.interpolate(coarse, x.shape[2:], mode="bicubic", align_corners=True)
+    x = (x * torch.exp(config.shade * light)).clamp(0, 1)
+    grain = torch.randn(x.shape, generator=generator, device=x.device)
+    x = x + grain * _uniform(size, config.noise, generator).abs()
+    return x * 2 - 1
+
+
+def _resample(x: Tensor, config: EvaluatorConfig, generator: torch.Generator) -> Tensor:
+    """Shift, zoom, shrink and blur.
+
+    Each of these is a matrix for the rows and one for the columns of a picture, so their products
+    do all of it in two multiplications.
+    """
+    count, size, device = len(x), x.shape[-1], x.device
+    at = torch.arange(size, device=device, dtype=torch.float32)
+    # A matrix as a picture: with its rows' length kept, scaling acts on its columns alone.
+    identity = torch.eye(size)
+    small = F.interpolate(
+        identity[None, None], (config.small_size, size), mode="bilinear", antialias=True
+    )
+    small = F.interpolate(small, (size, size), mode="bilinear", antialias=True)[0, 0].to(device)
+    chosen = torch.rand(count, 1, 1, generator=generator, device=device) < config.small_share
+    sigma = _uniform((count, 1, 1), config.blur, generator).abs().clamp(min=1e-3)
+    blur = torch.exp(-((at[:, None] - at) ** 2) / (2 * sigma**2))
+    soften = blur / blur.sum(2, keepdim=True) @ torch.where(chosen, small, identity.to(device))
+    axes = []
+    for _ in range(2):
+        middle = (size - 1) / 2 + _uniform((count, 1), config.shift, generator)
+        zoom = 1 + _uniform((count, 1), config.zoom, generator)
+        source = (middle + (at - (size - 1) / 2) / zoom).clamp(0, size - 1)
+        linear = (1 - (source[:, :, None] - at).abs()).clamp(min=0)
+        axes.append((soften @ linear)[:, None])
+    down, across = axes
+    return down @ x @ across.mT
+
+
+def _recolor(x: Tensor, config: EvaluatorConfig, generator: torch.Generator) -> Tensor:
+    """Change hue, saturation, white balance, contrast and brightness: one 3×3 matrix a picture."""
+    count, device = len(x), x.device
+    gray = torch.full((3, 3), 1 / 3, device=device)
+    turn = torch.tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=device) / math.sqrt(3)
+    angle = _uniform((count, 1, 1), math.radians(config.hue), generator)
+    saturation = 1 + _uniform((count, 1, 1), config.saturation, generator)
+    contrast = 1 + _uniform((count, 1, 1), config.contrast, generator)
+    balance = 1 + _uniform((count, 3, 1), config.white_balance, generator)
+    # Rodrigues' rotation about the gray axis, which saturation leaves alone.
+    rotation = torch.cos(angle) * (torch.eye(3, device=device) - gray) + torch.sin(angle) * turn
+    matrix = balance * (gray + saturation * rotation)
+    flat = matrix @ x.flatten(2)
+    mean = flat.mean((1, 2), keepdim=True)
+    flat = mean + contrast * (flat - mean) + _uniform((count, 1, 1), config.brightness, generator)
+    return flat.view_as(x)
+
+
+def _uniform(size: tuple[int, ...], amount: float, generator: torch.Generator) -> Tensor:
+    """Draw numbers in ± amount."""
+    draw = torch.rand(size, generator=generator, device=generator.device)
+    return (2 * draw - 1) * amount
+
+
+class _Trainer:
+    """Holds what changes during a training and runs one epoch at a time."""
+
+    def __init__(self, train: tuple[Tensor, Tensor], config: EvaluatorConfig, device: torch.device):
+        self.images, self.labels = train[0].to(device), train[1].to(device, torch.float32)
+        self.config, self.device = config, device
+        self.network = build_network().to(device, memory_format=torch.channels_last)
+        self.bf16 = bf16_helps(device)
+        self.steps_per_epoch = len(self.images) // config.batch_size
+        self.generator = torch.Generator(device).manual_seed(config.seed)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer,
+            config.learning_rate,
+            total_steps=config.epochs * self.steps_per_epoch + 1,
+            pct_start=config.warmup_share,
+            cycle_momentum=False,
+        )
+        average = get_ema_multi_avg_fn(config.ema_decay)
+        self.average = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
+
+    def run_epoch(self, bar: tqdm) -> dict:
+        """Train on all pictures once, in a new order; return what is logged of it."""
+        self.network.train()
+        order = torch.randperm(len(self.images), generator=self.generator, device=self.device)
+        size, total, start = self.config.batch_size, 0.0, time.perf_counter()
+        for rows in order[: self.steps_per_epoch * size].split(size):
+            loss = self._step(self.images[rows], self.labels[rows])
+            total += loss
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            bar.update()
+        return {
+            "loss": total / self.steps_per_epoch,
+            "learning_rate": self.schedule.get_last_lr()[0],
+            "pictures_per_second": self.steps_per_epoch * size / (time.perf_counter() - start),
+        }
+
+    def averaged_network(self) -> nn.Module:
+        """Return a copy with the averaged weights."""
+        network = build_network().to(self.device, memory_format=torch.channels_last)
+        network.load_state_dict(self.average.module.state_dict())
+        return network
+
+    def _step(self, images: Tensor, labels: Tensor) -> float:
+        x = augment(images, self.config, self.generator)
+        smoothing = self.config.label_smoothing
+        loss = _loss(self.network, x, labels * (1 - 2 * smoothing) + smoothing, self.bf16)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        self.average.update_parameters(self.network)
+        return loss.item()
+
+
+def bf16_helps(device: torch.device) -> bool:
+    """Return whether steps in bf16 are faster than in float32: on a processor a quick probe."""
+    if device.type != "cpu":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    probe = build_network().to(memory_format=torch.channels_last)
+    x, targets = torch.randn(32, 3, IMAGE_SIZE, IMAGE_SIZE), torch.full((32, len(LABELS)), 0.1)
+    seconds = {False: [], True: []}
+    for _ in range(3):
+        for bf16, times in seconds.items():
+            start = time.perf_counter()
+            _loss(probe, x, targets, bf16).backward()
+            times.append(time.perf_counter() - start)
+    return min(seconds[True]) < min(seconds[False])
+
+
+def _loss(network: nn.Module, x: Tensor, targets: Tensor, bf16: bool) -> Tensor:
+    """Return the binary cross-entropy, from the logits: in bf16 a sigmoid rounds to 0 and 1."""
+    *body, head = network.children()
+    logits = nn.Sequential(*body, nn.Flatten(), head[0])
+    x = x.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+        outputs = logits(x)
+    return F.binary_cross_entropy_with_logits(outputs.float(), targets)
+
+
+def _split(images: Tensor, labels: Tensor, config: EvaluatorConfig) -> list[tuple[Tensor, Tensor]]:
+    """Cut the rows into those to train on, to validate on, and to test on."""
+    kept = config.validation_pictures + config.test_pictures
+    wanted = (3, IMAGE_SIZE, IMAGE_SIZE)
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != wanted:
+        raise ValueError(
+            f"pictures must be (N, 3, {IMAGE_SIZE}, {IMAGE_SIZE}) uint8, "
+            f"not {tuple(images.shape)} {images.dtype}"
+        )
+    if labels.shape != (len(images), len(LABELS)):
+        raise ValueError(
+            f"labels must be ({len(images)}, {len(LABELS)}) for {len(images)} pictures, "
+            f"not {tuple(labels.shape)}"
+        )
+    if len(images) < kept + config.batch_size:
+        raise ValueError(
+            f"{len(images)} pictures are too few: {kept} are held out and a batch has "
+            f"{config.batch_size}"
+        )
+    sizes = [len(images) - kept, config.validation_pictures, config.test_pictures]
+    return list(zip(images.split(sizes), labels.split(sizes), strict=True))

@@ -1,0 +1,334 @@
+"""ConditionalDDPMPipeline: from labels and seeds to pictures."""
+
+import difflib
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import DDPMScheduler, DiffusionPipeline, ImagePipelineOutput
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+
+from lab7.dataset import DATA_DIR, to_uint8
+from lab7.labels import NUM_LABELS, encode, parse_condition
+from lab7.model import ConditionalUNet
+
+GENERATOR_DIR = DATA_DIR / "weights" / "generator"
+SETTINGS = ("num_inference_steps", "guidance_scale")
+Conditions = str | Sequence[Sequence[str]] | Tensor
+Callback = Callable[[int, int, Tensor, Tensor], None]
+
+
+class ConditionalDDPMPipeline(DiffusionPipeline):
+    """Draws pictures that show given sets of labels, with classifier-free guidance.
+
+    A seed belongs to a picture: its starting noise, and the noise of a stochastic scheduler, come
+    from a generator of its own, so that the batch around it does not change it.
+
+    Args:
+        unet: The network.
+        scheduler: Any diffusers scheduler that is compatible with `DDPMScheduler`.
+        num_inference_steps: Steps of a call that names none; saved with the pipeline.
+        guidance_scale: Guidance of a call that names none; saved with the pipeline.
+    """
+
+    def __init__(
+        self,
+        unet: ConditionalUNet,
+        scheduler: diffusers.SchedulerMixin,
+        num_inference_steps: int = 20,
+        guidance_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(
+            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        conditions: Conditions,
+        seeds: Sequence[int] | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        output_type: str = "pil",
+        batch_size: int = 32,
+        callback: Callback | None = None,
+        progress: bool = True,
+    ) -> ImagePipelineOutput:
+        """Draw one picture for each condition.
+
+        Args:
+            conditions: Lists of labels, a multi-hot tensor (B, 24), or one condition as text
+                ("red cube, blue cylinder").
+            seeds: One integer for each picture; 0 … B-1 by default.
+            num_inference_steps: Steps of the scheduler, 1 … T.
+            guidance_scale: Weight w of classifier-free guidance (Ho & Salimans 2022, eq. 6 with
+                w here for their 1 + w): `uncond + w * (cond - uncond)`; 1 turns it off.
+            output_type: "pil" for a list of pictures, "pt" for a tensor (B, 3, 64, 64) in [-1, 1].
+            batch_size: Pictures drawn at once.
+            callback: Called after each step of each batch with the number of the step, the time
+                step t, xt (b, 3, 64, 64) before the step, and the x0 in [-1, 1] predicted from it.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            The pictures as `.images`.
+
+        Raises:
+            ValueError: If a condition, the seeds, the steps or the output type are not valid.
+        """
+        cond = _encode_conditions(conditions)
+        seeds = range(len(cond)) if seeds is None else seeds
+        steps, guidance = self.settings(num_inference_steps, guidance_scale).values()
+        self._check(len(cond), seeds, steps, output_type)
+        batches = range(0, len(cond), batch_size)
+        images = []
+        self.set_progress_bar_config(disable=not progress, leave=False)
+        with self.progress_bar(total=len(batches) * steps) as bar:
+            for start in batches:
+                rows = slice(start, start + batch_size)
+                reverse = self.reverse(cond[rows], seeds[rows], steps, guidance)
+                for step, (t, xt, x0, xt_next) in enumerate(reverse):
+                    bar.update()
+                    if callback is not None:
+                        callback(step, t, xt, x0)
+                    drawn = xt_next
+                images.append(drawn.clamp(-1, 1).cpu())
+        images = torch.cat(images)
+        return ImagePipelineOutput(images=images if output_type == "pt" else to_pil(images))
+
+    @torch.no_grad()
+    def settings(
+        self, num_inference_steps: int | None = None, guidance_scale: float | None = None
+    ) -> dict[str, int | float]:
+        """Return the settings of a call, with the pipeline's own where None is given."""
+        given = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+        return {k: self.config[k] if value is None else value for k, value in given.items()}
+
+    def reverse(
+        self, cond: Tensor, seeds: Sequence[int], num_inference_steps: int, guidance_scale: float
+    ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """Run the reverse process of one batch.
+
+        Args:
+            cond: Multi-hot conditions (B, 24).
+            seeds: One integer for each picture.
+            num_inference_steps: Steps of the scheduler.
+            guidance_scale: Weight of classifier-free guidance.
+
+        Yields:
+            At each step t, xt (B, 3, 64, 64), the x0 predicted from it, and the next xt.
+        """
+        generators = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
+        cond = cond.to(self.device)
+        self.scheduler.set_timesteps(num_inference_steps)
+        stochastic = "generator" in inspect.signature(self.scheduler.step).parameters
+        extra = {"generator": generators} if stochastic else {}
+        xt = self._start(generators)
+        for t in self.scheduler.timesteps:
+            scaled = self.scheduler.scale_model_input(xt, t)
+            prediction = self._predict(scaled, t.to(self.device), cond, guidance_scale)
+            x0 = predict_x0(self.scheduler, prediction, int(t), scaled)
+            xt_next = self.scheduler.step(prediction, t, xt, **extra).prev_sample
+            yield int(t), scaled, x0, xt_next
+            xt = xt_next
+
+    def _start(self, generators: list[torch.Generator]) -> Tensor:
+        """Draw the starting noise of each picture."""
+        config = self.unet.config
+        shape = (config.in_channels, config.sample_size, config.sample_size)
+        noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
+        return noise.to(self.device) * self.scheduler.init_noise_sigma
+
+    def _predict(self, xt: Tensor, t: Tensor, cond: Tensor, guidance_scale: float) -> Tensor:
+        """Predict with guidance; both predictions in one forward pass."""
+        if guidance_scale == 1:
+            return self.unet(xt, t, cond).sample
+        both = torch.cat([torch.zeros_like(cond), cond])
+        uncond, conditional = self.unet(torch.cat([xt, xt]), t, both).sample.chunk(2)
+        return uncond + guidance_scale * (conditional - uncond)
+
+    def _check(self, count: int, seeds: Sequence[int], steps: int, output_type: str) -> None:
+        if count == 0:
+            raise ValueError("no conditions: give at least one list of labels")
+        if len(seeds) != count:
+            raise ValueError(f"{len(seeds)} seeds for {count} pictures: give one for each")
+        longest = self.scheduler.config.num_train_timesteps
+        if not 1 <= steps <= longest:
+            raise ValueError(f"num_inference_steps {steps} is not within 1 … {longest}")
+        if output_type not in ("pil", "pt"):
+            raise ValueError(f"unknown output_type {output_type!r}: choose 'pil' or 'pt'")
+
+
+def predict_x0(
+    scheduler: diffusers.SchedulerMixin, prediction: Tensor, t: int, xt: Tensor
+) -> Tensor:
+    """Compute the x0 that a network's prediction at t stands for, cut to [-1, 1].
+
+    Args:
+        scheduler: Gives alphas_cumprod and the type of the prediction.
+        prediction: Output of the network (B, 3, H, W).
+        t: Time step 0 … T-1.
+        xt: Noisy pictures of variance 1 as the network saw them (B, 3, H, W).
+
+    Returns:
+        x0 (B, 3, H, W): for epsilon from eq. 4 of Ho et al. 2020, for v from appendix D of
+        Salimans & Ho 2022.
+    """
+    alpha_bar = scheduler.alphas_cumprod[t].to(xt.device)
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        x0 = (xt - (1 - alpha_bar).sqrt() * prediction) / alpha_bar.sqrt()
+    elif kind == "v_prediction":
+        x0 = alpha_bar.sqrt() * xt - (1 - alpha_bar).sqrt() * prediction
+    else:
+        x0 = prediction
+    return x0.clamp(-1, 1)
+
+
+def convert_scheduler(
+    scheduler: diffusers.SchedulerMixin, name: str, **options
+) -> diffusers.SchedulerMixin:
+    """Make another scheduler for the same noise schedule.
+
+    Args:
+        scheduler: Any scheduler of the noise schedule.
+        name: Class name in diffusers, the ending "Scheduler" and case do not matter:
+            "ddpm", "ddim", "DPMSolverMultistep", "unipcmultistep", "eulerdiscrete", …
+        options: Settings that the new scheduler shall have.
+
+    Returns:
+        The scheduler. For DPM-Solver, whose steps are even in log-SNR, the cosine schedule's end
+        (log-SNR below -5.1, where beta was clipped) is left out, as diffusers advises.
+
+    Raises:
+        ValueError: If no compatible scheduler has that name.
+    """
+    classes = {_short(cls.__name__): cls for cls in _compatibles(scheduler)}
+    if _short(name) not in classes:
+        close = difflib.get_close_matches(_short(name), classes, 1, cutoff=0)[0]
+        raise ValueError(
+            f"unknown scheduler {name!r}: did you mean {close!r}? Choose one of {sorted(classes)}"
+        )
+    cls = classes[_short(name)]
+    cosine = scheduler.config.beta_schedule == "squaredcos_cap_v2"
+    if cosine and "lambda_min_clipped" in _parameters(cls):
+        options = {"lambda_min_clipped": -5.1} | options
+    return cls.from_config(scheduler.config, **options)
+
+
+def load_pipeline(
+    path: str | Path | None = None,
+    device: str | torch.device | None = None,
+    scheduler: str | None = None,
+) -> ConditionalDDPMPipeline:
+    """Load a saved pipeline, by default the one that comes with the repository.
+
+    The parts are put together here, rather than by `from_pretrained`, so that nothing but the two
+    expected classes is ever imported for the sake of a file.
+
+    Args:
+        path: Folder that `save_pretrained` wrote.
+        device: Where to run; see `default_device`.
+        scheduler: Name of another scheduler to sample with; see `convert_scheduler`.
+
+    Returns:
+        The pipeline, in float32.
+
+    Raises:
+        FileNotFoundError: If the folder or its weights are missing.
+        ValueError: If the folder does not hold such a pipeline.
+    """
+    path = GENERATOR_DIR if path is None else Path(path)
+    for part in ("model_index.json", "unet/diffusion_pytorch_model.safetensors"):
+        if not (path / part).is_file():
+            raise FileNotFoundError(f"no saved generator in {path}: {part} is missing")
+    try:
+        index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
+        unet = ConditionalUNet.from_pretrained(path, subfolder="unet", use_safetensors=True)
+        noise = DDPMScheduler.from_pretrained(path, subfolder="scheduler")
+        own_scheduler = convert_scheduler(noise, index["scheduler"][1])
+        settings = {k: index[k] for k in SETTINGS}
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{path} does not hold a saved generator: {_first_line(error)}") from error
+    chosen = convert_scheduler(own_scheduler, scheduler) if scheduler else own_scheduler
+    pipeline = ConditionalDDPMPipeline(unet.eval(), chosen, **settings)
+    return pipeline.to(device or default_device())
+
+
+def save_pipeline(pipeline: ConditionalDDPMPipeline, path: str | Path) -> None:
+    """Save a pipeline in diffusers' layout, the weights in float16 (half the size on disk).
+
+    `load_pipeline` and `from_pretrained` take them back to float32; the rounding, a relative
+    2⁻¹¹ at most, is far below what a picture shows.
+
+    Args:
+        pipeline: What to save; it is left as it is.
+        path: Folder to write; a saved pipeline there is replaced once the new one is complete.
+
+    Raises:
+        ValueError: If the folder holds something else.
+    """
+    path = Path(path)
+    if path.exists() and not (path / "model_index.json").is_file():
+        raise ValueError(f"{path} is not a saved generator, so it is not replaced by one")
+    half = ConditionalUNet.from_config(pipeline.unet.own_config).half()
+    half.load_state_dict(pipeline.unet.state_dict())
+    settings = {k: pipeline.config[k] for k in SETTINGS}
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        ConditionalDDPMPipeline(half, pipeline.scheduler, **settings).save_pretrained(unfinished)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(unfinished, path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def default_device() -> torch.device:
+    """Choose CUDA, then Apple's MPS, then the processor."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """Turn pictures (B, 3, H, W) in [-1, 1] into PIL images."""
+    return [Image.fromarray(x) for x in to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def _encode_conditions(conditions: Conditions) -> Tensor:
+    if isinstance(conditions, str):
+        return encode([parse_condition(conditions)])
+    if not isinstance(conditions, Tensor):
+        return encode(conditions)
+    if conditions.ndim != 2 or conditions.shape[1] != NUM_LABELS:
+        raise ValueError(
+            f"conditions have the shape {tuple(conditions.shape)}: expected (B, {NUM_LABELS})"
+        )
+    return conditions.float()
+
+
+def _compatibles(scheduler: diffusers.SchedulerMixin) -> list[type]:
+    # diffusers lists stand-ins for what is not installed, and schedulers with betas of their own.
+    found = [type(scheduler), *scheduler.compatibles]
+    installed = [cls for cls in found if cls.__module__.startswith("diffusers.schedulers")]
+    return [cls for cls in installed if "beta_schedule" in _parameters(cls)]
+
+
+def _parameters(cls: type) -> Iterable[str]:
+    return inspect.signature(cls.__init__).parameters
+
+
+def _short(name: str) -> str:
+    return name.lower().removesuffix("scheduler")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,452 @@
+"""Figures from arrays and records, in one style.
+
+Every function returns a `Chart`, which a notebook shows by itself and `save` writes with the same
+bytes each time. Nothing here uses pyplot, so figures may be drawn in any thread. Colors are those
+of Okabe and Ito (https://jfly.uni-koeln.de/color/), which color-blind readers can tell apart;
+where an object's own color is shown, its name stands beside it.
+"""
+
+import functools
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.path import Path as Outline
+from matplotlib.ticker import EngFormatter, FuncFormatter
+
+from lab7.dataset import IMAGE_SIZE, to_uint8, write_atomically
+from lab7.labels import COLORS, LABELS, SHAPES
+
+BLUE, ORANGE, GREEN, INK, FAINT = "#0072B2", "#D55E00", "#009E73", "#222222", "#8C8C8C"
+OBJECT_COLORS = dict(
+    gray="#575757", red="#AD2323", blue="#2A4BD7", green="#1D6914",
+    brown="#814A19", purple="#8126C0", cyan="#29D0D0", yellow="#FFEE33",
+)  # fmt: skip
+WIDTH = 6.6  # inches, of every chart: the width of the report's text
+
+_STYLE = {
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.8,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "text.color": INK,
+    "svg.hashsalt": "lab7",
+    "mathtext.fontset": "dejavusans",
+}
+_TILE = 0.75  # inches, side of a picture in a grid
+_GAP = 0.07
+_LINE = 0.105  # height of a line of a caption
+_CYLINDER = Outline([(-0.32, -0.5), (0.32, -0.5), (0.32, 0.5), (-0.32, 0.5), (-0.32, -0.5)])
+_MARKERS = {"cube": "s", "sphere": "o", "cylinder": _CYLINDER}
+
+
+class Chart(Figure):
+    """A matplotlib figure that notebooks show without pyplot."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        # 128 dots for a picture's side, twice its pixels; shown smaller, so sharp on any screen.
+        dpi = 2 * IMAGE_SIZE / _TILE
+        return self._render("png", dpi), {"width": round(self.get_figwidth() * 110)}
+
+    def save(self, path: str | Path) -> None:
+        """Write a `.png` (three dots a pixel of a picture) or `.svg`, the same bytes each time."""
+        path = Path(path)
+        data = self._render(path.suffix[1:], 3 * IMAGE_SIZE / _TILE)
+        write_atomically(path, lambda file: file.write(data))
+
+    def _render(self, kind: str, dpi: float) -> bytes:
+        buffer = io.BytesIO()
+        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        with mpl.rc_context(_STYLE):
+            self.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
+        return buffer.getvalue()
+
+
+def _styled(function: Callable[..., Chart]) -> Callable[..., Chart]:
+    """Draw with the style of the project, whatever the caller's matplotlib is set to."""
+
+    @functools.wraps(function)
+    def draw(*args, **kwargs):
+        with mpl.rc_context(mpl.rcParamsDefault | _STYLE):
+            return function(*args, **kwargs)
+
+    return draw
+
+
+def _panels(height: float, count: int = 1, **options) -> tuple[Chart, list[Axes]]:
+    chart = Chart(figsize=(WIDTH, height), layout="constrained")
+    return chart, list(chart.subplots(1, count, squeeze=False, **options)[0])
+
+
+@_styled
+def picture_grid(
+    images: Any,
+    captions: Sequence[Sequence[str] | str] | None = None,
+    seen: Sequence[Sequence[str]] | None = None,
+    columns: int = 8,
+) -> Chart:
+    """Show pictures side by side, each pixel a sharp square.
+
+    Args:
+        images: (N, 3, 64, 64), float in [-1, 1] or uint8; tensor or array.
+        captions: For each picture its labels, or one text.
+        seen: For each picture the labels that the evaluator sees. Labels of the caption that it
+            does not see get a cross, others that it sees are added with a plus; both in orange.
+        columns: Pictures a row.
+    """
+    pictures = _to_array(images)
+    lines = [[text] if isinstance(text, str) else list(text) for text in captions or ()]
+    if seen is not None:
+        lines = [_judged(*pair) for pair in zip(lines, seen, strict=True)]
+    below = _GAP + _LINE * max(map(len, lines), default=0) + (0.04 if lines else 0)
+    rows = -(-len(pictures) // columns)
+    width, height = columns * (_TILE + _GAP) - _GAP, rows * (_TILE + below)
+    chart = Chart(figsize=(width, height))
+    for index, picture in enumerate(pictures):
+        row, column = divmod(index, columns)
+        left, top = column * (_TILE + _GAP), height - row * (_TILE + below)
+        box = (left / width, (top - _TILE) / height, _TILE / width, _TILE / height)
+        axes = chart.add_axes(box, frameon=False, xticks=[], yticks=[])
+        axes.imshow(picture, interpolation="nearest", aspect="auto")
+        for number, text in enumerate(lines[index] if lines else ()):
+            chart.text(
+                (left + _TILE / 2) / width,
+                (top - _TILE - 0.05 - number * _LINE) / height,
+                text,
+                color=ORANGE if text.startswith(("✗", "+")) else INK,
+                size=6,
+                ha="center",
+                va="top",
+            )
+    return chart
+
+
+def denoising_row(images: Any, captions: Sequence[str] | None = None) -> Chart:
+    """Show the states (N, 3, 64, 64) of a reverse process from noise to picture, in one row."""
+    return picture_grid(images, captions, columns=len(images))
+
+
+def split_grid(sheet: Any, padding: int = 2) -> np.ndarray:
+    """Cut a sheet that torchvision's `make_grid` made back into its pictures.
+
+    Args:
+        sheet: uint8 (H, W, 3), for instance a PIL image.
+        padding: Pixels between the pictures.
+
+    Returns:
+        uint8 (N, 3, 64, 64), row by row.
+    """
+    pitch, sheet = IMAGE_SIZE + padding, np.array(sheet)[padding:, padding:, :3]
+    rows, columns = sheet.shape[0] // pitch, sheet.shape[1] // pitch
+    tiles = sheet[: rows * pitch, : columns * pitch].reshape(rows, pitch, columns, pitch, 3)
+    tiles = tiles[:, :IMAGE_SIZE, :, :IMAGE_SIZE].transpose(0, 2, 4, 1, 3)
+    return tiles.reshape(-1, 3, IMAGE_SIZE, IMAGE_SIZE)
+
+
+@_styled
+def training_curve(log: Sequence[Mapping[str, float]]) -> Chart:
+    """Show loss and learning rate over the pictures seen.
+
+    Args:
+        log: Rows of a training's log.jsonl: images, loss (a mean over some steps), lr.
+    """
+    chart, (left, right) = _panels(2.3, 2, width_ratios=(2, 1))
+    images, loss = _column(log, "images"), _column(log, "loss")
+    window = max(1, len(log) // 25)
+    left.plot(images, loss, color=BLUE, alpha=0.35, linewidth=0.9, label="as logged")
+    if window > 1:
+        mean = np.convolve(loss, np.ones(window) / window, "valid")
+        middle = images[window // 2 : window // 2 + len(mean)]
+        left.plot(middle, mean, color=BLUE, label=f"mean of {window} rows")
+        left.legend()
+    left.set(title="Training loss", ylabel="mean squared error", yscale="log")
+    left.yaxis.set_major_formatter("{x:g}")
+    left.yaxis.set_minor_formatter(FuncFormatter(_some_minor_numbers))
+    right.plot(images, _column(log, "lr"), color=ORANGE)
+    right.set(title="Learning rate", ylim=(0, None))
+    right.yaxis.set_major_formatter("{x:g}")
+    for axes in (left, right):
+        axes.set_xlabel("pictures seen")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    return chart
+
+
+@_styled
+def accuracy_dots(
+    rows: Mapping[str, Mapping[str, Any]],
+    published: Mapping[str, Mapping[str, float]] | None = None,
+    splits: Sequence[str] = ("test", "new_test"),
+) -> Chart:
+    """Compare accuracies, one row a generator and one panel a condition file.
+
+    Args:
+        rows: By name and split, estimates (`value`, `low`, `high`) measured here.
+        published: By name and split, what others report: single values without an interval.
+        splits: The panels.
+    """
+    published = published or {}
+    names = list(dict.fromkeys([*rows, *published]))
+    chart, panels = _panels(0.75 + 0.26 * len(names), len(splits), sharey=True, sharex=True)
+    heights = {name: -index for index, name in enumerate(names)}
+    for axes, split in zip(panels, splits, strict=True):
+        found = {name: row[split] for name, row in published.items() if split in row}
+        axes.plot(
+            list(found.values()), [heights[name] for name in found],
+            "D", color=ORANGE, mfc="white", label="published, no interval given",
+        )  # fmt: skip
+        own = {name: row[split] for name, row in rows.items() if split in row}
+        _interval_dots(
+            axes, list(own.values()), [heights[name] for name in own], label="measured here, 95 %"
+        )
+        axes.set(title=split, xlabel="accuracy")
+    panels[0].set_xlim(right=1.004)
+    panels[0].set_ylim(0.6 - len(names), 0.6)
+    panels[0].set_yticks(list(heights.values()), names)
+    chart.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right", ncols=2)
+    return chart
+
+
+@_styled
+def accuracy_by_epoch(
+    rows: Sequence[Mapping[str, float]], splits: Sequence[str] = ("test", "new_test")
+) -> Chart:
+    """Show accuracy during a training: rows with `epoch` and an accuracy for each split."""
+    chart, (axes,) = _panels(2.2)
+    for split, color, marker in zip(splits, (BLUE, ORANGE), "os", strict=True):
+        axes.plot(
+            _column(rows, "epoch"), _column(rows, split), f"-{marker}", color=color, label=split
+        )
+    axes.set(xlabel="epoch", ylabel="accuracy", ylim=(None, 1.0))
+    axes.legend(loc="lower right")
+    return chart
+
+
+@_styled
+def sweep_curves(sweep: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart:
+    """Show accuracy over guidance scale and over number of steps.
+
+    Args:
+        sweep: "guidance" and "steps": rows with guidance_scale, num_inference_steps, top_k and
+            exact_set, the last two estimates; in each list only one of the settings varies, and
+            the other is the generator's own, which a dotted line marks.
+    """
+    chart, panels = _panels(2.6, 2, sharey=True)
+    settings = {"guidance": "guidance_scale", "steps": "num_inference_steps"}
+    for axes, (name, setting), other in zip(
+        panels, settings.items(), ("steps", "guidance"), strict=True
+    ):
+        rows = sweep[name]
+        own = sweep[other][0][setting]
+        axes.axvline(own, color=INK, linewidth=1, linestyle=":", label="the generator's own")
+        for score, color, marker in (("top_k", BLUE, "o"), ("exact_set", ORANGE, "s")):
+            value, low, high = _bounds([row[score] for row in rows])
+            x = _column(rows, setting)
+            axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+            axes.plot(x, value, f"-{marker}", color=color, label=_words(score))
+    guidance, steps = panels
+    guidance.set(title=f"At {sweep['guidance'][0]['num_inference_steps']} steps")
+    guidance.set(xlabel="guidance scale", ylabel="score on valid")
+    steps.set(title=f"At guidance {sweep['steps'][0]['guidance_scale']:g}", xscale="log")
+    steps.set_xticks(_column(sweep["steps"], "num_inference_steps"), minor=False)
+    steps.set_xticks([], minor=True)
+    steps.xaxis.set_major_formatter("{x:g}")
+    steps.set_xlabel("sampling steps")
+    chart.legend(*steps.get_legend_handles_labels(), loc="outside lower right", ncols=3)
+    return chart
+
+
+@_styled
+def label_heatmap(values: Mapping[str, float | None], form: str = "{:.3f}") -> Chart:
+    """Show one value for each of the 24 labels: a row a shape, a column a color.
+
+    Args:
+        values: By label, for instance its recall or how many pictures have it; None is left out.
+        form: How a value is written.
+    """
+    table = np.array([values[label] for label in LABELS], dtype=float)
+    table = table.reshape(len(SHAPES), len(COLORS))
+    chart, (axes,) = _panels(1.55)
+    shades = mpl.colormaps["Blues"]
+    norm = mpl.colors.Normalize(np.nanmin(table) - 1e-9, np.nanmax(table) + 1e-9)
+    axes.imshow(shades(0.05 + 0.6 * norm(table)), aspect="auto")
+    for (row, column), value in np.ndenumerate(table):
+        color = OBJECT_COLORS[COLORS[column]]
+        marker = _MARKERS[SHAPES[row]]
+        axes.plot(column - 0.32, row, marker=marker, color=color, mec="white", mew=0.6, ms=8)
+        text = "–" if np.isnan(value) else form.format(value)
+        axes.text(column + 0.12, row, text, ha="center", va="center")
+    axes.set_xticks(range(len(COLORS)), COLORS)
+    axes.set_yticks(range(len(SHAPES)), SHAPES)
+    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    return chart
+
+
+@_styled
+def scores_by_count(by_count: Mapping[Any, Mapping[str, Any]]) -> Chart:
+    """Show top-k and exact-set accuracy by the number of objects in a picture.
+
+    Args:
+        by_count: By number of objects, scores with `top_k` and `exact_set` estimates.
+    """
+    chart, (axes,) = _panels(2.2)
+    places = np.arange(len(by_count))
+    for score, color, marker, shift in (
+        ("top_k", BLUE, "o", -0.08), ("exact_set", ORANGE, "s", 0.08)
+    ):  # fmt: skip
+        estimates = [_field(row, score) for row in by_count.values()]
+        _interval_dots(
+            axes, estimates, places + shift, _words(score), color, marker, horizontal=False
+        )
+    axes.set_xticks(places, list(by_count))
+    axes.set(xlabel="objects in the picture", ylabel="score", ylim=(None, 1.005))
+    axes.margins(x=0.15)
+    chart.legend(loc="outside lower right", ncols=2)
+    return chart
+
+
+@_styled
+def noise_schedules(schedules: Mapping[str, Any]) -> Chart:
+    """Show how noise schedules take the picture away.
+
+    Args:
+        schedules: By name, alphas_cumprod (T,). The left panel shows it, the share of the
+            picture's variance that is left at t; the right one the signal-to-noise ratio.
+    """
+    chart, (left, right) = _panels(2.3, 2)
+    for (name, alphas), color, style in zip(
+        schedules.items(), (BLUE, ORANGE, GREEN), ("-", "--", "-."), strict=False
+    ):
+        alphas = np.asarray(alphas, dtype=float)
+        left.plot(alphas, style, color=color, label=name)
+        right.plot(alphas / (1 - alphas), style, color=color, label=name)
+    left.set(title=r"Signal left, $\bar\alpha_t$", xlabel="t")
+    right.set(title=r"Signal to noise, $\bar\alpha_t/(1-\bar\alpha_t)$", xlabel="t", yscale="log")
+    left.legend()
+    return chart
+
+
+@_styled
+def cooccurrence(counts: Any) -> Chart:
+    """Show how many pictures have both of two labels: (24, 24) counts, in the order of LABELS."""
+    chart = Chart(figsize=(WIDTH, 5.6), layout="constrained")
+    axes = chart.subplots()
+    counts = np.array(counts, dtype=float)
+    np.fill_diagonal(counts, np.nan)
+    image = axes.imshow(counts, cmap="Blues", vmin=0)
+    axes.set_xticks(range(len(LABELS)), LABELS, rotation=90)
+    axes.set_yticks(range(len(LABELS)), LABELS)
+    axes.tick_params(length=0)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    chart.colorbar(image, label="pictures", shrink=0.6).outline.set_visible(False)
+    return chart
+
+
+@_styled
+def verdict_bars(probabilities: Any, condition: Sequence[str], threshold: float = 0.5) -> Chart:
+    """Show what the evaluator sees in one picture.
+
+    Args:
+        probabilities: (24,), in the order of LABELS.
+        condition: What the picture should show; these labels are set in bold.
+        threshold: A label counts as seen from here on.
+    """
+    chart, (axes,) = _panels(2.2)
+    colors = [OBJECT_COLORS[label.split()[0]] for label in LABELS]
+    axes.bar(range(len(LABELS)), np.asarray(probabilities), color=colors, edgecolor=FAINT, lw=0.5)
+    axes.axhline(threshold, color=INK, linewidth=0.8, linestyle=":")
+    axes.set_xticks(range(len(LABELS)), LABELS, rotation=60, ha="right", rotation_mode="anchor")
+    for text, label in zip(axes.get_xticklabels(), LABELS, strict=True):
+        text.set_weight("bold" if label in condition else "normal")
+    axes.grid(False, axis="x")
+    axes.set(ylabel="probability", ylim=(0, 1.02), xlim=(-0.7, len(LABELS) - 0.3))
+    return chart
+
+
+def _judged(wanted: Sequence[str], seen: Sequence[str]) -> list[str]:
+    missing = [label if label in seen else f"✗ {label}" for label in wanted]
+    return missing + [f"+ {label}" for label in seen if label not in wanted]
+
+
+def _interval_dots(
+    axes: Axes, estimates: Sequence[Any], places: Sequence[float], label: str,
+    color: str = BLUE, marker: str = "o", horizontal: bool = True,
+) -> None:  # fmt: skip
+    """Draw estimates as dots with their intervals; one without an interval gets none."""
+    value, low, high = _bounds(estimates)
+    errors = np.array([value - low, high - value]).clip(min=0)
+    x, y, side = (value, places, "xerr") if horizontal else (places, value, "yerr")
+    axes.errorbar(
+        x, y, fmt=marker, color=color, label=label, elinewidth=1.4, capsize=2.5, **{side: errors}
+    )
+
+
+def _bounds(estimates: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    values = [_field(estimate, "value") for estimate in estimates]
+    parts = [values]
+    for name in ("low", "high"):
+        bounds = [_field(estimate, name) for estimate in estimates]
+        parts.append([v if b is None else b for v, b in zip(values, bounds, strict=True)])
+    return tuple(np.array(part, dtype=float) for part in parts)
+
+
+def _field(item: Any, name: str) -> Any:
+    """Read a field of a dataclass or of the dict that a record keeps of it."""
+    return item[name] if isinstance(item, Mapping) else getattr(item, name)
+
+
+def _column(rows: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
+    return np.array([row[name] for row in rows], dtype=float)
+
+
+def _to_array(images: Any) -> np.ndarray:
+    """Turn pictures (N, 3, H, W) into uint8 (N, H, W, 3)."""
+    images = torch.as_tensor(images).cpu()
+    images = to_uint8(images) if images.is_floating_point() else images
+    return images.permute(0, 2, 3, 1).numpy()
+
+
+def _words(score: str) -> str:
+    return {"top_k": "top-k", "exact_set": "exact set"}.get(score, score)
+
+
+def _some_minor_numbers(value: float, _) -> str:
+    """Write 2 and 5 times a power of ten: a log axis often spans less than one power."""
+    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
+
+
+def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
+    """Write a Markdown table; columns after the first are set to the right."""
+    marks = ["---", *["---:"] * (len(header) - 1)]
+    lines = [" | ".join(map(str, cells)) for cells in (header, marks, *rows)]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def interval_text(estimate: Any) -> str:
+    """Write an estimate with its 95 % interval, for instance "0.931 (0.902–0.957)"."""
+    value, low, high = (_field(estimate, name) for name in ("value", "low", "high"))
+    return f"{value:.3f}" if low is None else f"{value:.3f} ({low:.3f}–{high:.3f})"

@@ -1,0 +1,172 @@
+"""Scores of a generator: pictures drawn for conditions, judged by the evaluator."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lab7.dataset import write_atomically
+from lab7.evaluator import Evaluator, compute_scores, exact_set_accuracy, top_k_accuracy
+from lab7.labels import encode, read_json
+from lab7.pipeline import ConditionalDDPMPipeline
+from lab7.results import RESULTS_DIR, aggregate, read_log, write_record
+from lab7.sampling import denoising_frames, to_grid
+
+Conditions = Sequence[Sequence[str]]
+
+
+def score_pipeline(
+    pipeline: ConditionalDDPMPipeline,
+    evaluator: Evaluator,
+    conditions: Conditions,
+    repetitions: int = 4,
+    first_seed: int = 0,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    progress: bool = True,
+) -> tuple[dict[str, Any], Tensor]:
+    """Draws every condition several times and scores the pictures.
+
+    Every picture counts: none is drawn again or chosen, and the evaluator has no part in drawing.
+
+    Args:
+        pipeline: the generator.
+        evaluator: the judge.
+        conditions: N lists of labels.
+        repetitions: R pictures of each condition. Condition i has the seed
+            `first_seed + r * N + i` in repetition r.
+        first_seed: see `repetitions`.
+        num_inference_steps: of sampling; None takes the pipeline's own.
+        guidance_scale: of classifier-free guidance; None takes the pipeline's own.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The scores with their settings, and the pictures (R·N, 3, 64, 64) in [-1, 1], repetition
+        by repetition. In "scores" all repetitions are pooled, with intervals over conditions;
+        "top_k" and "exact_set" are means over repetitions with intervals over those.
+    """
+    count = len(conditions)
+    settings = pipeline.settings(num_inference_steps, guidance_scale)
+    labels = encode(conditions).repeat(repetitions, 1)
+    seeds = range(first_seed, first_seed + repetitions * count)
+    images = pipeline(
+        labels, seeds=seeds, output_type="pt", progress=progress, **settings
+    ).images  # one call: its progress bar covers all repetitions
+    probabilities = evaluator.predict(images)
+    parts = list(zip(probabilities.split(count), labels.split(count), strict=True))
+    top_k = [top_k_accuracy(p, y) for p, y in parts]
+    exact_set = [exact_set_accuracy(p, y) for p, y in parts]
+    groups = torch.arange(count).repeat(repetitions)
+    metrics = settings | {
+        "scheduler": type(pipeline.scheduler).__name__,
+        "repetitions": repetitions,
+        "first_seed": first_seed,
+        "scores": compute_scores(probabilities, labels, groups),
+        "top_k": aggregate(top_k),
+        "exact_set": aggregate(exact_set),
+        "top_k_per_repetition": top_k,
+        "exact_set_per_repetition": exact_set,
+    }
+    return metrics, images
+
+
+def record_generator(
+    name: str,
+    pipeline: ConditionalDDPMPipeline,
+    evaluator: Evaluator,
+    condition_sets: dict[str, Conditions],
+    repetitions: int,
+    checkpoint: Path,
+    root: Path = RESULTS_DIR,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Scores a generator on each set of conditions and writes it all down.
+
+    Beside config.json and metrics.json the record gets the grids of `test` and `new_test` (the
+    first repetition) and the denoising row.
+
+    Args:
+        name: of the record.
+        pipeline: the generator.
+        evaluator: the judge.
+        condition_sets: lists of conditions by name.
+        repetitions: pictures of each condition.
+        checkpoint: folder that the pipeline was loaded from; where it lies in the folder of a
+            training run, the record gets the run's configuration and log.
+        root: folder of the records.
+        settings: of sampling, see `score_pipeline`.
+
+    Returns:
+        The metrics, by name of the set.
+    """
+    metrics, grids = {}, {}
+    for key, conditions in condition_sets.items():
+        metrics[key], images = score_pipeline(
+            pipeline, evaluator, conditions, repetitions, **settings
+        )
+        if key in ("test", "new_test"):
+            grids[key] = to_grid(images[: len(conditions)])
+    frames = denoising_frames(pipeline, **settings)
+    grids["denoising"] = to_grid(frames, columns=len(frames))
+    run, config = checkpoint.parent, {}
+    trained_here = (run / "log.jsonl").exists()
+    if trained_here:
+        config = read_json(run / "config.json")
+        log = read_log(run / "log.jsonl")
+        metrics["training"] = training_summary(log, pipeline)
+    folder = write_record(name, config, metrics, root, weights=checkpoint)
+    for key, sheet in grids.items():
+        write_atomically(folder / f"{key}.png", lambda file, s=sheet: s.save(file, "PNG"))
+    if trained_here:
+        shutil.copy(run / "log.jsonl", folder / "log.jsonl")
+    return metrics
+
+
+def training_summary(log: list[dict], pipeline: ConditionalDDPMPipeline) -> dict[str, Any]:
+    """Returns what a training took, from the last row of its log."""
+    last = log[-1]
+    return {
+        "steps": last["step"],
+        "images": last["images"],
+        "seconds": last["seconds"],
+        "images_per_second": last["images"] / last["seconds"],
+        "final_loss": last["loss"],
+        "parameters": sum(p.numel() for p in pipeline.unet.parameters()),
+    }
+
+
+def record_sweep(
+    name: str,
+    pipeline: ConditionalDDPMPipeline,
+    evaluator: Evaluator,
+    conditions: Conditions,
+    guidance_scales: Sequence[float],
+    step_counts: Sequence[int],
+    repetitions: int,
+    checkpoint: Path,
+    root: Path = RESULTS_DIR,
+) -> dict[str, Any]:
+    """Scores guidance scales at the pipeline's own number of steps, and the other way round.
+
+    Returns:
+        "guidance" and "steps": lists of rows with the settings and the pooled scores.
+    """
+
+    def row(**settings) -> dict[str, Any]:
+        metrics, _ = score_pipeline(pipeline, evaluator, conditions, repetitions, **settings)
+        names = ("num_inference_steps", "guidance_scale", "repetitions")
+        scores = metrics["scores"]
+        return {key: metrics[key] for key in names} | {
+            "top_k": scores.top_k,
+            "exact_set": scores.exact_set,
+        }
+
+    metrics = {
+        "guidance": [row(guidance_scale=w) for w in guidance_scales],
+        "steps": [row(num_inference_steps=n) for n in step_counts],
+    }
+    write_record(name, {}, metrics, root, weights=checkpoint)
+    return metrics

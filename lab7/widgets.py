@@ -1,0 +1,504 @@
+"""LabelPicker: choose objects, watch their picture form, see what the evaluator finds in it."""
+
+import base64
+import io
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from html import escape
+
+import ipywidgets as widgets
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.patches import FancyBboxPatch
+from PIL import Image
+from torch import Tensor
+
+from lab7.evaluator import THRESHOLD, Evaluator
+from lab7.labels import COLORS, LABELS, SHAPES, encode, parse_labels
+from lab7.pipeline import ConditionalDDPMPipeline, to_pil
+
+STATIC = "LAB7_STATIC"  # environment variable: 1 shows a picture of the picker, not the widget
+MOST_TRAINED = 3  # objects in the pictures that the generator learned from
+PALETTE = {
+    "gray": "#575757", "red": "#ad2323", "blue": "#2a4bd7", "green": "#1d6914",
+    "brown": "#814a19", "purple": "#8126c0", "cyan": "#29d0d0", "yellow": "#ffee33",
+}  # fmt: skip
+DARK, LIGHT = "#16181d", "#ffffff"
+PICTURE_WIDTH = 256  # pixels
+_DPI = 200  # of drawings that are laid out at 100: sharp on dense screens
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to draw, as the controls stood when it was asked for."""
+
+    labels: tuple[str, ...]
+    num_inference_steps: int
+    guidance_scale: float
+    seed: int
+
+    def __str__(self) -> str:
+        steps = "1 step" if self.num_inference_steps == 1 else f"{self.num_inference_steps} steps"
+        return f"{steps}, guidance {self.guidance_scale:g}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A moment of sampling: step 1 … n, time t, xt and picture (3, 64, 64) in [-1, 1].
+
+    The picture is the x0 predicted from xt, in the last frame the finished one.
+    """
+
+    step: int
+    t: int
+    xt: Tensor
+    picture: Tensor
+
+
+class LabelPicker(widgets.VBox):
+    """Draws pictures of the objects that are clicked, and has the evaluator judge them.
+
+    Drawing runs in a thread of its own, so that the notebook stays usable and Stop works. With the
+    environment variable `LAB7_STATIC=1` a notebook gets a picture of the picker with the first
+    condition drawn, for readers without a kernel.
+
+    Args:
+        pipeline: Draws the pictures; its own scheduler is left alone.
+        evaluator: Judges them; None: no verdict.
+        labels: Objects chosen at first.
+        seed: At first; as the two below it can be changed with a slider.
+        num_inference_steps: The pipeline's own by default.
+        guidance_scale: The pipeline's own by default.
+
+    Attributes:
+        error: What the last drawing failed with, or None.
+
+    Raises:
+        ValueError: If a label is unknown or given twice.
+    """
+
+    def __init__(
+        self,
+        pipeline: ConditionalDDPMPipeline,
+        evaluator: Evaluator | None = None,
+        labels: Sequence[str] = ("red cube", "blue cylinder"),
+        seed: int = 0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+    ):
+        config = pipeline.config
+        steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        guidance = config.guidance_scale if guidance_scale is None else guidance_scale
+        # A scheduler counts its own steps: one that the notebook uses meanwhile would not do.
+        self.pipeline = ConditionalDDPMPipeline(pipeline.unet, deepcopy(pipeline.scheduler))
+        self.evaluator = evaluator
+        self.error: Exception | None = None
+        self.thread: threading.Thread | None = None
+        self._running = False
+        self._guard = threading.RLock()  # of _running and the buttons that depend on it
+        self._stopping = threading.Event()
+        self._build_controls(parse_labels(labels), steps, guidance, seed)
+        self._build_results()
+        super().__init__([widgets.HTML(f"<style>{_CSS}</style>"), *self._rows()])
+        self.add_class("lab7-picker")
+        self._refresh()
+
+    def request(self) -> Request:
+        """Return what the controls ask for now."""
+        labels = tuple(label for label, toggle in self.toggles.items() if toggle.value)
+        return Request(labels, self.steps.value, self.guidance.value, self.seed.value)
+
+    def close(self) -> None:
+        """Stop drawing and remove the widget."""
+        self._stopping.set()
+        super().close()
+
+    def _build_controls(
+        self, labels: tuple[str, ...], steps: int, guidance: float, seed: int
+    ) -> None:
+        self.toggles = {label: _toggle(label, label in labels) for label in LABELS}
+        for toggle in self.toggles.values():
+            toggle.observe(self._refresh, "value")
+        longest = self.pipeline.scheduler.config.num_train_timesteps
+        self.steps = widgets.IntSlider(
+            steps, 1, min(longest, max(50, steps)), description="Steps",
+            tooltip="Steps from noise to picture: more take longer",
+        )  # fmt: skip
+        self.guidance = widgets.FloatSlider(
+            guidance, min=0, max=max(10, guidance), step=0.5, description="Guidance",
+            readout_format=".1f", tooltip="How hard to insist on the objects; 1 is no guidance",
+        )  # fmt: skip
+        self.seed = widgets.IntSlider(
+            seed, 0, max(999, seed), description="Seed",
+            tooltip="Another seed, another picture of the same objects",
+        )  # fmt: skip
+        self.generate = _button("Generate", "primary", "Draw a picture of the objects chosen")
+        self.stop = _button("Stop", "", "Stop drawing and keep the picture as it is")
+        self.clear = _button("Clear", "", "Choose none of the objects")
+        self.generate.on_click(self._start)
+        self.stop.on_click(self._request_stop)
+        self.clear.on_click(self._clear)
+
+    def _build_results(self) -> None:
+        self.hint, self.status = _line("lab7-hint"), _line("lab7-status")
+        self.progress = widgets.IntProgress(0, 0, 1).add_class("lab7-progress")
+        blank = _png(Image.new("RGB", (PICTURE_WIDTH, PICTURE_WIDTH), "#f1f2f4"))
+        # Captions and status line describe the images: ipywidgets 8.1 fails to show one that has a
+        # tooltip, and knows no alternative text.
+        self.noisy = widgets.Image(value=blank).add_class("lab7-noisy")
+        self.picture = widgets.Image(value=blank).add_class("lab7-picture")
+        self.noisy_caption, self.picture_caption = _line("lab7-caption"), _line("lab7-caption")
+        self.verdict = widgets.Image().add_class("lab7-verdict")
+        self.noisy_caption.value = "Noisy x<sub>t</sub>"
+        self.picture_caption.value = "Predicted x<sub>0</sub>"
+        self._show_verdict((), None)
+
+    def _rows(self) -> list[widgets.Widget]:
+        panels = [
+            widgets.VBox([self.noisy, self.noisy_caption]).add_class("lab7-panel"),
+            widgets.VBox([self.picture, self.picture_caption]).add_class("lab7-panel"),
+        ]
+        if self.evaluator is not None:
+            panels.append(widgets.VBox([self.verdict]).add_class("lab7-panel"))
+        buttons = [self.generate, self.stop, self.clear, self.hint]
+        return [
+            widgets.GridBox(list(self.toggles.values())).add_class("lab7-objects"),
+            widgets.HBox([self.steps, self.guidance, self.seed]).add_class("lab7-sliders"),
+            widgets.HBox(buttons).add_class("lab7-buttons"),
+            self.progress,
+            widgets.HBox(panels).add_class("lab7-panels"),
+            self.status,
+        ]
+
+    def _refresh(self, _=None) -> None:
+        """Make buttons, tooltips and hint fit what is chosen and whether a drawing runs."""
+        with self._guard:
+            labels = self.request().labels
+            self.generate.disabled = self._running or not labels
+            self.stop.disabled = not self._running
+            self.clear.disabled = not labels
+            self.hint.value = escape(hint(labels))
+            for label, toggle in self.toggles.items():
+                toggle.tooltip = f"{label}: {'chosen' if toggle.value else 'not chosen'}"
+
+    def _clear(self, _=None) -> None:
+        for toggle in self.toggles.values():
+            toggle.value = False
+
+    def _start(self, _=None) -> None:
+        with self._guard:
+            request = self.request()
+            if self._running or not request.labels:
+                return
+            self._running, self.error = True, None
+            self._stopping.clear()
+            self._refresh()
+        self.thread = threading.Thread(target=self._work, args=(request,), daemon=True)
+        self.thread.start()
+
+    def _request_stop(self, _=None) -> None:
+        self._stopping.set()
+        self.stop.disabled = True
+
+    def _work(self, request: Request) -> None:
+        """Draw in the thread; whatever goes wrong is shown, as nobody else would."""
+        try:
+            self._draw(request)
+        except Exception as error:
+            self.error = error
+            reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
+            self._say([f"Could not draw this picture. {reason}"], "error")
+        finally:
+            with self._guard:
+                self._running = False
+                self._refresh()
+
+    def _draw(self, request: Request) -> None:
+        asked = f"Asked for: {', '.join(request.labels)}"
+        self._say([asked, f"Drawing … ({request})"])
+        self._show_verdict(request.labels, None)
+        self.progress.value, self.progress.max = 0, request.num_inference_steps
+        start = time.perf_counter()
+        for frame in self._frames(request):
+            self._show(frame)
+            if self._stopping.is_set():
+                done = f"Stopped after step {frame.step} of {request.num_inference_steps}"
+                return self._say([asked, f"{done}, so there is no verdict."])
+        seconds = time.perf_counter() - start
+        self.picture_caption.value = "Finished picture"
+        lines = self._judge(request, frame.picture)
+        self._say([*lines, f"{request}: {seconds:.1f} s"], "done")
+
+    def _frames(self, request: Request) -> Iterator[Frame]:
+        cond = encode([request.labels])
+        steps, guidance = request.num_inference_steps, request.guidance_scale
+        reverse = self.pipeline.reverse(cond, [request.seed], steps, guidance)
+        for step, (t, xt, x0, xt_next) in enumerate(reverse, 1):  # noqa: B007
+            yield Frame(step, t, xt[0], x0[0])
+        yield Frame(step, t, xt[0], xt_next[0].clamp(-1, 1))
+
+    def _show(self, frame: Frame) -> None:
+        self.progress.value = frame.step
+        self.noisy.value = _png(enlarge(frame.xt, Image.Resampling.NEAREST))
+        self.picture.value = _png(enlarge(frame.picture))
+        self.noisy_caption.value = f"Noisy x<sub>t</sub>, t = {frame.t}"
+        self.picture_caption.value = "Predicted x<sub>0</sub>"
+
+    def _judge(self, request: Request, picture: Tensor) -> list[str]:
+        if self.evaluator is None:
+            return summarize(request.labels, None)
+        probabilities = self.evaluator.predict(picture[None])[0]
+        self._show_verdict(request.labels, probabilities)
+        return summarize(request.labels, probabilities)
+
+    def _show_verdict(self, labels: tuple[str, ...], probabilities: Tensor | None) -> None:
+        if self.evaluator is not None:
+            figure = Figure((3.4, 2.8), layout="constrained")
+            draw_verdict(figure, labels, probabilities)
+            self.verdict.value = _figure_png(figure)
+
+    def _say(self, lines: list[str], kind: str = "") -> None:
+        role = "alert" if kind == "error" else "status"
+        text = "<br>".join(map(escape, lines))
+        self.status.value = f'<div role="{role}" class="lab7-{kind or "busy"}">{text}</div>'
+
+    def _repr_mimebundle_(self, **options):
+        if os.environ.get(STATIC) != "1":
+            return super()._repr_mimebundle_(**options)
+        request = self.request()
+        *frames, last = self._frames(request)
+        probabilities = self.evaluator and self.evaluator.predict(last.picture[None])[0]
+        figure = draw_picker(request, frames[len(frames) // 2], last.picture, probabilities)
+        text = "\n".join([*summarize(request.labels, probabilities), str(request)])
+        image = base64.b64encode(_figure_png(figure)).decode()
+        return {"image/png": image, "text/plain": text}, {"image/png": {"width": 860}}
+
+
+def hint(labels: Sequence[str]) -> str:
+    """Return what to tell somebody who has chosen these labels."""
+    if not labels:
+        return "Choose at least one object."
+    if len(labels) > MOST_TRAINED:
+        return (
+            f"{len(labels)} objects chosen. Training pictures show at most {MOST_TRAINED}, "
+            "so some may be missing."
+        )
+    return "1 object chosen." if len(labels) == 1 else f"{len(labels)} objects chosen."
+
+
+def summarize(labels: Sequence[str], probabilities: Tensor | None) -> list[str]:
+    """Put into lines what was asked for and what the evaluator sees.
+
+    Args:
+        labels: What was asked for.
+        probabilities: The evaluator's (24,), or None without one.
+    """
+    asked = f"Asked for: {', '.join(labels)}"
+    if probabilities is None:
+        return [asked]
+    seen = {x: p for x, p in zip(LABELS, probabilities.tolist(), strict=True) if p >= THRESHOLD}
+    missing = [label for label in labels if label not in seen]
+    extra = [label for label in seen if label not in labels]
+    found = ", ".join(f"{label} ({p:.0%})" for label, p in seen.items()) or "nothing"
+    faults = {"missing": missing, "extra": extra}
+    judgement = "; ".join(f"{name}: {', '.join(x)}" for name, x in faults.items() if x)
+    judgement = judgement or "exactly what was asked for"
+    return [asked, f"The evaluator sees: {found} – {judgement}"]
+
+
+def draw_verdict(
+    figure: Figure | SubFigure, labels: Sequence[str], probabilities: Tensor | None
+) -> None:
+    """Draw the evaluator's probabilities as bars, laid out like the grid of objects.
+
+    Args:
+        figure: Empty.
+        labels: What was asked for: these bars are outlined.
+        probabilities: (24,), or None before there is a verdict.
+    """
+    figure.suptitle("Evaluator's verdict (outlined: asked for)", fontsize=8, color=DARK)
+    values = [0.0] * len(LABELS) if probabilities is None else probabilities.tolist()
+    rows = figure.subplots(len(SHAPES), 1, sharex=True, sharey=True)
+    for row, (axes, shape) in enumerate(zip(rows, SHAPES, strict=True)):
+        first = row * len(COLORS)
+        _draw_bars(axes, values[first : first + len(COLORS)], probabilities is not None)
+        asked = [x for x, color in enumerate(COLORS) if f"{color} {shape}" in labels]
+        axes.bar(asked, 1, width=0.8, fill=False, edgecolor=DARK, linewidth=1.3, zorder=3)
+        axes.set_ylabel(shape, fontsize=7.5)
+    rows[-1].set_xticks(range(len(COLORS)), COLORS, fontsize=6.5)
+
+
+def _draw_bars(axes: Axes, values: Sequence[float], numbers: bool) -> None:
+    axes.bar(range(len(values)), 1, width=0.8, color="#eff0f2", zorder=0)
+    axes.bar(range(len(values)), values, width=0.8, color=PALETTE.values(), zorder=1)
+    axes.axhline(THRESHOLD, color="#9aa0a8", linewidth=0.7, linestyle=(0, (2, 2)), zorder=2)
+    for x, value in enumerate(values if numbers else ()):
+        axes.text(x, 1.05, f"{value:.0%}", fontsize=6, ha="center", va="bottom", color=DARK)
+    axes.set(ylim=(0, 1.25), yticks=[], xlim=(-0.5, len(values) - 0.5))
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def draw_picker(
+    request: Request, noisy: Frame, picture: Tensor, probabilities: Tensor | None
+) -> Figure:
+    """Draw the picker as it looks with a picture finished.
+
+    Args:
+        request: What was asked for.
+        noisy: A moment on the way.
+        picture: The finished picture (3, 64, 64) in [-1, 1].
+        probabilities: The evaluator's (24,), or None without one.
+    """
+    figure = Figure((8.6, 4.6), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.7, 2.9))
+    _draw_objects(top.add_axes((0.005, 0, 0.99, 1)), request.labels)
+    panels = bottom.subfigures(1, 3, width_ratios=(1, 1, 1.3))
+    resampling = Image.Resampling.NEAREST
+    _draw_picture(panels[0], enlarge(noisy.xt, resampling), f"Noisy $x_t$, t = {noisy.t}")
+    _draw_picture(panels[1], enlarge(picture), "Finished picture")
+    if probabilities is not None:
+        draw_verdict(panels[2], request.labels, probabilities)
+    return figure
+
+
+def _draw_picture(figure: SubFigure, image: Image.Image, caption: str) -> None:
+    axes = figure.subplots()
+    axes.imshow(image)
+    axes.set_axis_off()
+    axes.set_title(caption, fontsize=8, color=DARK)
+
+
+def _draw_objects(axes: Axes, labels: Sequence[str]) -> None:
+    axes.set(xlim=(0, len(COLORS)), ylim=(len(SHAPES), 0))
+    axes.set_axis_off()
+    for index, label in enumerate(LABELS):
+        y, x = divmod(index, len(COLORS))
+        color, shape = label.split()
+        box = {"boxstyle": "round,pad=0,rounding_size=0.08", "mutation_aspect": 0.5}
+        axes.add_patch(
+            FancyBboxPatch((x + 0.07, y + 0.12), 0.86, 0.76, color=PALETTE[color], lw=0, **box)
+        )
+        text = {"fontsize": 7, "ha": "center", "va": "center"}
+        axes.text(x + 0.5, y + 0.5, f"{color}\n{shape}", color=ink(color), **text)
+        if label in labels:
+            ring = FancyBboxPatch((x + 0.03, y + 0.05), 0.94, 0.9, fc="none", ec=DARK, lw=2, **box)
+            axes.add_patch(ring)
+            badge = {"boxstyle": "circle,pad=0.2", "fc": DARK, "ec": LIGHT}
+            axes.text(x + 0.94, y + 0.16, "✓", color=LIGHT, bbox=badge, **text)
+
+
+def ink(color: str) -> str:
+    """Return the text color that reads best on an object's color."""
+    return DARK if color in ("cyan", "yellow") else LIGHT
+
+
+def enlarge(
+    picture: Tensor, resampling: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
+    """Turn a picture (3, 64, 64) into one to look at; values beyond [-1, 1] are cut."""
+    return to_pil(picture.clamp(-1, 1)[None])[0].resize((PICTURE_WIDTH,) * 2, resampling)
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def _figure_png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=_DPI, facecolor=LIGHT)
+    return file.getvalue()
+
+
+def _toggle(label: str, chosen: bool) -> widgets.ToggleButton:
+    color, shape = label.split()
+    toggle = widgets.ToggleButton(chosen, description=label)
+    for name in (f"lab7-{color}-{shape}", f"lab7-{color}", f"lab7-{shape}"):
+        toggle.add_class(name)
+    return toggle
+
+
+def _button(name: str, style: str, tooltip: str) -> widgets.Button:
+    button = widgets.Button(description=name, button_style=style, tooltip=tooltip)
+    return button.add_class(f"lab7-{name.lower()}")
+
+
+def _line(name: str) -> widgets.HTML:
+    return widgets.HTML().add_class(name)
+
+
+def _mask(shapes: str) -> str:
+    """Return a CSS mask made of SVG shapes, whose opacity is that of the mask."""
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24">{shapes}</svg>'
+    return f"url('data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}')"
+
+
+_ICONS = {
+    "cube": '<path d="M12 2 21 7 12 12 3 7Z"/><path d="M3 8.2 11.4 13V22.6L3 17.8Z" opacity=".75"/>'
+    '<path d="M21 8.2 12.6 13V22.6L21 17.8Z" opacity=".5"/>',
+    "sphere": '<radialGradient id="a" cx=".36" cy=".32" r=".75"><stop/>'
+    '<stop offset="1" stop-opacity=".45"/></radialGradient><circle cx="12" cy="12" r="9.5" '
+    'fill="url(#a)"/>',
+    "cylinder": '<ellipse cx="12" cy="5.2" rx="8" ry="3.2"/><path d="M4 7.6c2 3 14 3 16 0V19'
+    'c-2 4-14 4-16 0Z" opacity=".65"/>',
+}
+_CSS = """
+.lab7-picker { max-width: 860px; padding: 9px 9px 4px 4px; gap: 10px; overflow: visible; }
+.lab7-picker > * { margin: 0; overflow: visible; }
+.lab7-picker > .widget-html:first-child { display: none; }
+.lab7-objects { display: grid; grid-template-columns: repeat(8, minmax(0, 1fr)); gap: 8px; }
+.lab7-objects .widget-toggle-button {
+  display: flex; align-items: center; gap: 5px; position: relative; width: auto; height: 42px;
+  margin: 0; padding: 0 5px; border-radius: 7px; border: 0; font-size: 11.5px; line-height: 1.2;
+  text-align: left; white-space: normal; word-spacing: 100vw; overflow: visible; box-shadow: none;
+}
+.lab7-objects .widget-toggle-button::before {
+  content: ""; flex: none; width: 20px; height: 20px; background: currentColor;
+}
+.lab7-objects .widget-toggle-button:hover { filter: brightness(1.12); }
+.lab7-objects .widget-toggle-button.mod-active {
+  box-shadow: 0 0 0 2px var(--jp-layout-color0, #fff), 0 0 0 4px var(--jp-ui-font-color0, #000);
+}
+.lab7-objects .widget-toggle-button.mod-active::after {
+  content: "✓"; position: absolute; top: -7px; right: -7px; width: 17px; height: 17px;
+  border-radius: 50%; font-size: 11px; line-height: 17px; text-align: center;
+  background: var(--jp-ui-font-color0, #000); color: var(--jp-layout-color0, #fff);
+}
+.lab7-picker button:focus-visible { outline: 3px solid #ff9d00; outline-offset: 4px; }
+.lab7-sliders { gap: 16px; flex-wrap: wrap; }
+.lab7-sliders > .widget-slider { flex: 1 1 210px; width: auto; margin: 0; }
+.lab7-sliders .widget-label { width: auto; min-width: 0; }
+.lab7-sliders .widget-readout { width: 44px; min-width: 44px; }
+.lab7-buttons { gap: 8px; align-items: center; flex-wrap: wrap; }
+.lab7-buttons > .jupyter-button { width: 96px; margin: 0; border-radius: 5px; }
+.lab7-hint { flex: 1 1 200px; margin: 0 0 0 6px; }
+.lab7-progress { width: 100%; height: 4px; }
+.lab7-progress .progress { height: 4px; border-radius: 2px; }
+.lab7-panels { gap: 12px; flex-wrap: wrap; align-items: flex-start; }
+.lab7-panel { flex: 1 1 180px; max-width: 256px; gap: 2px; overflow: visible; }
+.lab7-panel:nth-child(3) { flex: 1.4 1 260px; max-width: 340px; }
+.lab7-panel img { width: 100%; max-width: none; margin: 0; border-radius: 6px; }
+.lab7-panel .lab7-caption { margin: 0; text-align: center; color: var(--jp-ui-font-color1, #444); }
+.lab7-panel sub { line-height: 0; }
+.lab7-status .widget-html-content > div { padding: 8px 12px; border-radius: 6px; line-height: 1.5;
+  border-left: 4px solid #8a919c; background: var(--jp-layout-color2, #f3f4f6); }
+.lab7-status .widget-html-content > .lab7-done { border-color: #2e7d32; }
+.lab7-status .widget-html-content > .lab7-error { border-color: #c62828; color: #a31515; }
+"""
+_CSS += "".join(
+    f".lab7-objects .lab7-{color}, .lab7-objects .lab7-{color}.mod-active "
+    f"{{ background: {PALETTE[color]}; color: {ink(color)}; }}\n"
+    for color in COLORS
+)
+_CSS += "".join(
+    f".lab7-objects .lab7-{shape}::before "
+    f"{{ -webkit-mask: {_mask(icon)} center / contain no-repeat; "
+    f"mask: {_mask(icon)} center / contain no-repeat; }}\n"
+    for shape, icon in _ICONS.items()
+)

@@ -1,0 +1,275 @@
+"""Sampling: seeds, guidance, schedulers, saving."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, SchedulerMixin
+from torch import Tensor, nn
+
+from lab7.labels import encode
+from lab7.model import ConditionalUNet
+from lab7.pipeline import (
+    ConditionalDDPMPipeline,
+    convert_scheduler,
+    load_pipeline,
+    predict_x0,
+    save_pipeline,
+)
+
+CONDITIONS = [["red cube"], ["blue cylinder", "gray sphere"], ["red cube", "cyan cube"]]
+
+
+def make_pipeline(scheduler: str = "dpmsolvermultistep", **settings) -> ConditionalDDPMPipeline:
+    torch.manual_seed(0)
+    unet = ConditionalUNet(
+        block_out_channels=[32, 32],
+        layers_per_block=1,
+        down_block_types=["DownBlock2D"] * 2,
+        up_block_types=["UpBlock2D"] * 2,
+        resnet_time_scale_shift="scale_shift",
+        norm_num_groups=8,
+        patch_size=4,
+    )
+    noise = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    return ConditionalDDPMPipeline(unet.eval(), convert_scheduler(noise, scheduler), **settings)
+
+
+def draw(pipeline: ConditionalDDPMPipeline, conditions=CONDITIONS, **options) -> Tensor:
+    options = {"num_inference_steps": 4, "guidance_scale": 2.0, "progress": False} | options
+    return pipeline(conditions, output_type="pt", **options).images
+
+
+@pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "dpmsolvermultistep", "unipcmultistep"])
+def test_a_seed_belongs_to_a_picture(scheduler):
+    pipeline = make_pipeline(scheduler)
+    seeds = [7, 0, 123456789]
+    together = draw(pipeline, seeds=seeds)
+    assert together.shape == (3, 3, 64, 64) and together.abs().max() <= 1
+    assert torch.allclose(draw(pipeline, seeds=seeds, batch_size=1), together, atol=1e-4)
+    alone = draw(pipeline, CONDITIONS[2:], seeds=seeds[2:])
+    assert torch.allclose(alone, together[2:], atol=1e-4)
+    assert not torch.allclose(draw(pipeline, seeds=[8, 1, 2]), together, atol=1e-2)
+
+
+def test_seeds_count_up_by_default():
+    pipeline = make_pipeline()
+    assert torch.equal(draw(pipeline), draw(pipeline, seeds=[0, 1, 2]))
+
+
+def test_global_random_state_is_left_alone():
+    pipeline = make_pipeline("ddpm")
+    before = torch.get_rng_state()
+    draw(pipeline)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_conditions_in_each_form():
+    pipeline = make_pipeline()
+    expected = draw(pipeline)
+    assert torch.equal(draw(pipeline, encode(CONDITIONS)), expected)
+    text = draw(pipeline, " Blue cylinder,gray  sphere", seeds=[1])
+    assert torch.allclose(text, expected[1:2], atol=1e-4)
+
+
+def test_guidance_moves_along_the_difference():
+    pipeline = make_pipeline()
+    cond = encode(CONDITIONS)
+    xt, t = torch.randn(3, 3, 64, 64), torch.tensor(500)
+    with torch.no_grad():
+        conditional = pipeline.unet(xt, t, cond).sample
+        uncond = pipeline.unet(xt, t, torch.zeros_like(cond)).sample
+        guided = pipeline._predict(xt, t, cond, 3.0)
+    assert torch.allclose(guided, uncond + 3 * (conditional - uncond), atol=1e-5)
+    assert not torch.allclose(guided, conditional, atol=1e-3)
+
+
+@pytest.mark.parametrize(("guidance", "rows"), [(1.0, 3), (2.0, 6)])
+def test_no_guidance_means_half_the_work(guidance, rows):
+    pipeline, seen = make_pipeline(), []
+    pipeline.unet.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    draw(pipeline, guidance_scale=guidance)
+    assert seen == [rows] * 4
+
+
+class Oracle(nn.Module):
+    """The best possible prediction where every picture is the same known one."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, x0: Tensor, scheduler: SchedulerMixin):
+        super().__init__()
+        self.x0, self.kind = x0, scheduler.config.prediction_type
+        self.alphas_cumprod = scheduler.alphas_cumprod
+        self.config = SimpleNamespace(in_channels=3, sample_size=64)
+
+    def forward(self, xt: Tensor, t: Tensor, cond: Tensor) -> SimpleNamespace:
+        a = self.alphas_cumprod[t.long()]
+        noise = (xt - a.sqrt() * self.x0) / (1 - a).sqrt()
+        v = a.sqrt() * noise - (1 - a).sqrt() * self.x0
+        return SimpleNamespace(
+            sample={"epsilon": noise, "v_prediction": v, "sample": self.x0.expand_as(xt)}[self.kind]
+        )
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmsolvermultistep", "unipcmultistep"])
+def test_samplers_reach_a_known_picture(kind, schedule, name):
+    x0 = torch.linspace(-0.9, 0.9, 3 * 64 * 64).reshape(1, 3, 64, 64)
+    noise = DDPMScheduler(beta_schedule=schedule, prediction_type=kind)
+    pipeline = make_pipeline()
+    pipeline.register_modules(unet=Oracle(x0, noise), scheduler=convert_scheduler(noise, name))
+    steps = list(pipeline.reverse(torch.zeros(1, 24), [0], 20, 1))
+    assert len(steps) == 20
+    assert torch.allclose(steps[-1][3], x0, atol=0.02)
+    assert torch.allclose(steps[-1][2], x0, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_predicted_x0(kind):
+    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type=kind)
+    x0, noise, t = torch.rand(2, 3, 8, 8) * 2 - 1, torch.randn(2, 3, 8, 8), torch.tensor([300] * 2)
+    prediction = {
+        "epsilon": noise,
+        "v_prediction": scheduler.get_velocity(x0, noise, t),
+        "sample": x0,
+    }[kind]
+    xt = scheduler.add_noise(x0, noise, t)
+    assert torch.allclose(predict_x0(scheduler, prediction, 300, xt), x0, atol=1e-4)
+
+
+def test_callback_sees_every_step():
+    seen = []
+    pipeline = make_pipeline("ddim")
+    images = draw(pipeline, callback=lambda *step: seen.append(step), batch_size=2)
+    assert [step for step, *_ in seen] == [0, 1, 2, 3] * 2
+    times = [t for _, t, *_ in seen[:4]]
+    assert times == sorted(times, reverse=True)
+    assert [len(xt) for _, _, xt, _ in seen] == [2] * 4 + [1] * 4
+    assert all(x0.abs().max() <= 1 for *_, x0 in seen)
+    assert images.shape[0] == 3
+
+
+def test_pil_matches_tensor():
+    pipeline = make_pipeline()
+    (first, *_) = pipeline(
+        CONDITIONS, num_inference_steps=4, guidance_scale=2, progress=False
+    ).images
+    assert first.size == (64, 64) and first.mode == "RGB"
+    pixel = ((draw(pipeline)[0, :, 5, 9] + 1) * 127.5).round().tolist()
+    assert list(first.getpixel((9, 5))) == pixel
+
+
+@pytest.mark.parametrize("scheduler", ["ddpm", "dpmsolvermultistep"])
+def test_saved_pipeline_draws_the_same(tmp_path, scheduler):
+    pipeline = make_pipeline(scheduler, num_inference_steps=3, guidance_scale=1.5)
+    save_pipeline(pipeline, tmp_path / "saved")
+    expected = pipeline(CONDITIONS, output_type="pt", progress=False).images
+    for loaded in (
+        load_pipeline(tmp_path / "saved", "cpu"),
+        ConditionalDDPMPipeline.from_pretrained(tmp_path / "saved"),
+    ):
+        assert loaded.unet.dtype == torch.float32
+        assert type(loaded.scheduler) is type(pipeline.scheduler)
+        images = loaded(CONDITIONS, output_type="pt", progress=False).images
+        assert torch.allclose(images, expected, atol=0.02)
+    assert pipeline.unet.dtype == torch.float32
+    assert str(tmp_path) not in "".join(p.read_text() for p in tmp_path.rglob("*.json"))
+
+
+def test_saving_again_replaces(tmp_path):
+    for steps in (3, 5):
+        save_pipeline(make_pipeline(num_inference_steps=steps), tmp_path / "saved")
+    assert load_pipeline(tmp_path / "saved", "cpu").config.num_inference_steps == 5
+    assert [p.name for p in tmp_path.iterdir()] == ["saved"]
+
+
+def test_saving_never_removes_anything_else(tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(ValueError, match="is not a saved generator"):
+        save_pipeline(make_pipeline(), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_another_scheduler_on_loading(tmp_path):
+    save_pipeline(make_pipeline(), tmp_path / "saved")
+    scheduler = load_pipeline(tmp_path / "saved", "cpu", scheduler="DDIMScheduler").scheduler
+    assert type(scheduler).__name__ == "DDIMScheduler"
+    assert scheduler.config.prediction_type == "v_prediction"
+    assert scheduler.config.beta_schedule == "squaredcos_cap_v2"
+    with pytest.raises(ValueError, match="^unknown scheduler 'ddimm'"):
+        load_pipeline(tmp_path / "saved", "cpu", scheduler="ddimm")
+
+
+def test_cosine_end_is_left_out_for_dpm_solver_only():
+    noise = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    assert convert_scheduler(noise, "dpmsolvermultistep").config.lambda_min_clipped == -5.1
+    linear = convert_scheduler(DDPMScheduler(), "dpmsolvermultistep")
+    assert linear.config.lambda_min_clipped == -float("inf")
+
+
+@pytest.fixture
+def saved(tmp_path):
+    save_pipeline(make_pipeline(), tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def test_missing_weights(saved, tmp_path):
+    with pytest.raises(FileNotFoundError, match="model_index.json is missing"):
+        load_pipeline(tmp_path / "absent")
+    (saved / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="safetensors is missing"):
+        load_pipeline(saved)
+
+
+@pytest.mark.parametrize("name", ["model_index.json", "unet/diffusion_pytorch_model.safetensors"])
+def test_broken_files(saved, name):
+    (saved / name).write_bytes(b"{ broken")
+    with pytest.raises(ValueError, match="does not hold a saved generator"):
+        load_pipeline(saved)
+
+
+def test_weights_of_another_shape(saved):
+    config = json.loads((saved / "unet" / "config.json").read_text())
+    (saved / "unet" / "config.json").write_text(
+        json.dumps(config | {"block_out_channels": [32, 64]})
+    )
+    with pytest.raises(ValueError, match="does not hold a saved generator"):
+        load_pipeline(saved)
+
+
+def test_a_file_cannot_name_code_to_run(saved, tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text("raise SystemExit('ran')\nclass EvilScheduler: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    index = json.loads((saved / "model_index.json").read_text())
+    index |= {"scheduler": ["evil", "EvilScheduler"], "_class_name": ["evil", "Evil"]}
+    (saved / "model_index.json").write_text(json.dumps(index))
+    shutil.copy(tmp_path / "evil.py", saved / "evil.py")
+    with pytest.raises(ValueError, match="EvilScheduler"):
+        load_pipeline(saved, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"conditions": [["red cubes"]]}, "did you mean 'red cube'"),
+        ({"conditions": ["red cube"]}, "label"),
+        ({"conditions": []}, "no conditions"),
+        ({"conditions": torch.zeros(2, 23)}, r"\(2, 23\): expected \(B, 24\)"),
+        ({"seeds": [1, 2]}, "2 seeds for 3 pictures"),
+        ({"num_inference_steps": 0}, "num_inference_steps 0 is not within 1 … 1000"),
+        ({"num_inference_steps": 1001}, "num_inference_steps 1001"),
+        ({"output_type": "np"}, "unknown output_type 'np'"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_pipeline()(**{"conditions": CONDITIONS, "progress": False} | arguments)
+
+
+def test_unknown_scheduler():
+    with pytest.raises(ValueError, match="unknown scheduler 'ddimm': did you mean 'ddim'"):
+        convert_scheduler(DDPMScheduler(), "ddimm")

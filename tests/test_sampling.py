@@ -1,0 +1,116 @@
+"""Pictures on disk: the hand-in layout, the grid, the denoising row; nothing half written."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lab7.evaluator import Evaluator, build_network
+from lab7.pipeline import to_pil
+from lab7.sampling import denoising_frames, to_grid, write_samples
+from lab7.scoring import record_generator, record_sweep, score_pipeline
+
+CONDITIONS = [("red cube",), ("blue sphere", "gray cylinder"), ("cyan cube", "cyan sphere")]
+
+
+@pytest.fixture(scope="module")
+def evaluator():
+    torch.manual_seed(0)
+    return Evaluator(build_network(), "cpu")
+
+
+def test_write_samples_follows_the_course_layout(pipeline, evaluator, tmp_path):
+    summary = write_samples(pipeline, CONDITIONS, tmp_path / "out", 5, evaluator=evaluator)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    wanted = {"grid.png", "denoising.png", "samples.json"}
+    assert names == {"0.png", "1.png", "2.png"} | wanted
+    drawn = pipeline(CONDITIONS, seeds=[5, 6, 7], progress=False).images
+    for index, picture in enumerate(drawn):
+        stored = Image.open(tmp_path / "out" / f"{index}.png")
+        assert stored.size == (64, 64) and stored.mode == "RGB"
+        assert (np.asarray(stored) == np.asarray(picture)).all()
+    stored = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert stored["conditions"] == [list(c) for c in CONDITIONS]
+    assert stored["settings"]["seed"] == 5
+    assert stored["scores"]["top_k"]["value"] == summary["scores"]["top_k"]["value"]
+    assert [len(seen) for seen in stored["seen"]] == [5, 5, 5]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"], "no temporary folder is left"
+
+
+def test_write_samples_refuses_a_file_before_drawing(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ValueError, match="out is a file, not a folder"):
+        write_samples(None, CONDITIONS, tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_write_samples_leaves_nothing_after_an_error(pipeline, tmp_path):
+    with pytest.raises(ValueError, match="num_inference_steps"):
+        write_samples(pipeline, CONDITIONS, tmp_path / "out", num_inference_steps=5000)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_denoising_frames_go_from_noise_to_the_picture(pipeline):
+    condition = CONDITIONS[1]
+    frames = denoising_frames(pipeline, condition, 3, num_inference_steps=12, count=8)
+    assert frames.shape == (8, 3, 64, 64)
+    generator = torch.Generator().manual_seed(3)
+    assert torch.allclose(frames[0], torch.randn(3, 64, 64, generator=generator).clamp(-1, 1))
+    options = {"seeds": [3], "num_inference_steps": 12, "output_type": "pt", "progress": False}
+    assert torch.equal(frames[-1], pipeline([condition], **options).images[0])
+    assert len(denoising_frames(pipeline, condition, 3, num_inference_steps=2)) == 3
+
+
+def test_grid_has_eight_a_row_in_order():
+    shades = torch.linspace(-1, 1, 10)[:, None, None, None].expand(10, 3, 64, 64)
+    sheet = np.asarray(to_grid(shades))
+    assert sheet.shape == (2 * 66 + 2, 8 * 66 + 2, 3)
+    for index, picture in enumerate(to_pil(shades)):
+        row, column = divmod(index, 8)
+        assert (sheet[66 * row + 30, 66 * column + 30] == np.asarray(picture)[0, 0]).all()
+
+
+def test_score_pipeline_scores_what_the_seeds_give(pipeline, evaluator):
+    metrics, images = score_pipeline(
+        pipeline, evaluator, CONDITIONS, repetitions=2, first_seed=10, progress=False
+    )
+    assert images.shape == (6, 3, 64, 64)
+    again = pipeline(CONDITIONS, seeds=[13, 14, 15], output_type="pt", progress=False).images
+    assert torch.allclose(images[3:], again, atol=1e-4)
+    assert metrics["scores"].num_pictures == 6 and metrics["scores"].num_conditions == 3
+    assert metrics["top_k"].value == pytest.approx(np.mean(metrics["top_k_per_repetition"]))
+    pooled = metrics["scores"].top_k.value
+    assert pooled == pytest.approx(metrics["top_k"].value), "equal sizes: the mean is the pool"
+    assert metrics["guidance_scale"] == pipeline.config.guidance_scale
+
+
+def test_record_generator_keeps_scores_pictures_and_log(
+    pipeline, saved_pipeline, evaluator, tmp_path
+):
+    run = tmp_path / "run"
+    shutil.copytree(saved_pipeline, run / "pipeline")
+    (run / "config.json").write_text('{"num_steps": 4}')
+    row = {"step": 4, "images": 16, "loss": 0.5, "seconds": 2.0}
+    (run / "log.jsonl").write_text(json.dumps(row) + "\n")
+    sets = {"test": CONDITIONS, "valid": CONDITIONS[:2]}
+    record_generator("mine", pipeline, evaluator, sets, 1, run / "pipeline", tmp_path / "results")
+    folder = tmp_path / "results" / "mine"
+    names = {"config.json", "metrics.json", "log.jsonl", "test.png", "denoising.png"}
+    assert {path.name for path in folder.iterdir()} == names
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["training"]["images_per_second"] == 8
+    assert metrics["test"]["scores"]["num_pictures"] == 3
+    assert len(metrics["environment"]["weights_sha256"]) == 64
+
+
+def test_record_sweep_varies_one_setting_at_a_time(pipeline, saved_pipeline, evaluator, tmp_path):
+    metrics = record_sweep(
+        "s", pipeline, evaluator, CONDITIONS[:1], (1.0, 2.0), (1,), 1, saved_pipeline, tmp_path
+    )
+    assert [row["guidance_scale"] for row in metrics["guidance"]] == [1.0, 2.0]
+    own = pipeline.config.num_inference_steps
+    assert {row["num_inference_steps"] for row in metrics["guidance"]} == {own}
+    assert [row["num_inference_steps"] for row in metrics["steps"]] == [1]

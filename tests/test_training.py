@@ -1,0 +1,305 @@
+"""Training: the loss, the order of the data, resuming, logs."""
+
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from diffusers.optimization import get_cosine_schedule_with_warmup
+
+import lab7.training
+from lab7.experiments import get_experiment
+from lab7.pipeline import load_pipeline
+from lab7.training import (
+    PictureOrder,
+    Run,
+    TrainConfig,
+    choose_precision,
+    diffusion_loss,
+    learning_rate,
+    train,
+)
+
+SMOKE = get_experiment("smoke").config
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (10, 3, 64, 64), generator=generator, dtype=torch.uint8)
+    return SimpleNamespace(images=images, conditions=torch.eye(24)[:10])
+
+
+def weights(pipeline) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in pipeline.unet.parameters()])
+
+
+def read_log(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_loss_is_zero_for_the_right_prediction(kind):
+    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type=kind)
+    x0, noise = torch.rand(4, 3, 8, 8) * 2 - 1, torch.randn(4, 3, 8, 8)
+    t = torch.tensor([0, 10, 500, 999])
+    a = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
+    right = {
+        "epsilon": noise,
+        "sample": x0,
+        "v_prediction": a.sqrt() * noise - (1 - a).sqrt() * x0,
+    }[kind]
+    expected_xt = a.sqrt() * x0 + (1 - a).sqrt() * noise
+
+    def predict(offset):
+        def unet(xt, t, cond, return_dict):
+            assert torch.allclose(xt, expected_xt, atol=1e-6)
+            return (right + offset,)
+
+        return diffusion_loss(unet, scheduler, x0, torch.zeros(4, 24), t, noise).item()
+
+    assert predict(offset=0.0) == pytest.approx(0, abs=1e-9)
+    assert predict(offset=0.5) == pytest.approx(0.25, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_min_snr_weights_are_the_same_in_x0(kind):
+    """Whatever is predicted, an error of x0 weighs min(SNR, gamma)."""
+    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type=kind)
+    x0, noise = torch.zeros(1, 3, 8, 8), torch.randn(1, 3, 8, 8)
+    for step in (50, 500, 900):
+        t = torch.tensor([step])
+        a = scheduler.alphas_cumprod[step].double()
+        snr = (a / (1 - a)).item()
+        per_x0 = {"epsilon": -math.sqrt(snr), "sample": 1, "v_prediction": -math.sqrt(1 + snr)}[
+            kind
+        ]
+        target = {"epsilon": noise, "sample": x0}.get(kind, scheduler.get_velocity(x0, noise, t))
+        loss = diffusion_loss(
+            lambda *_, **__: (target + 0.1 * per_x0,),  # noqa: B023
+            scheduler,
+            x0,
+            torch.zeros(1, 24),
+            t,
+            noise,
+            snr_gamma=5.0,
+        )
+        assert loss.item() == pytest.approx(0.01 * min(snr, 5.0), rel=1e-3)
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(10, 4), (10, 10), (3, 8)])
+def test_each_epoch_shows_every_picture_once(count, batch_size):
+    order = PictureOrder(count, batch_size, seed=5)
+    steps = 3 * count // math.gcd(count, batch_size)
+    shown = torch.cat([order(step) for step in range(steps)]).tolist()
+    epochs = [shown[i : i + count] for i in range(0, len(shown), count)]
+    assert all(Counter(epoch) == Counter(range(count)) for epoch in epochs)
+    assert epochs[0] != epochs[1] or count == 3
+
+
+def test_order_depends_on_seed_and_step_only():
+    first, second = PictureOrder(50, 8, seed=1), PictureOrder(50, 8, seed=1)
+    for step in range(20):
+        first(step)
+    assert torch.equal(first(20), second(20))
+    assert not torch.equal(PictureOrder(50, 8, seed=2)(20), second(20))
+
+
+def test_learning_rate_is_diffusers_cosine():
+    config = TrainConfig(num_steps=50, warmup_steps=7, learning_rate=3e-4)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=3e-4)
+    schedule = get_cosine_schedule_with_warmup(optimizer, 7, 50)
+    for step in range(50):
+        assert learning_rate(config, step) == pytest.approx(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+
+
+def test_learning_rate_follows_the_time():
+    config = TrainConfig(num_steps=10**6, warmup_steps=10, learning_rate=1.0, budget_seconds=60)
+    assert learning_rate(config, 5, 30) == 0.5
+    assert learning_rate(config, 100, 30) == pytest.approx(0.5, abs=1e-3)
+    assert learning_rate(config, 100, 61) == 0
+
+
+def test_training_learns(tmp_path):
+    black = SimpleNamespace(
+        images=torch.zeros(4, 3, 64, 64, dtype=torch.uint8), conditions=torch.eye(24)[:4]
+    )
+    config = replace(
+        SMOKE, num_steps=30, batch_size=8, learning_rate=1e-2, ema_decay=0.0, log_every=10
+    )
+    start = Run(config, black, torch.device("cpu"), tmp_path)
+    trained = train(config, black, tmp_path, progress=False)
+    with torch.no_grad():
+        before, after = (
+            diffusion_loss(unet, start.scheduler, *start.batch()).item()
+            for unet in (start.network, trained.unet)
+        )
+    assert after < 0.8 * before
+    rows = read_log(tmp_path)
+    assert [row["step"] for row in rows] == [10, 20, 30]
+    assert rows[-1]["images"] == 240
+    assert set(rows[0]) == {"step", "images", "loss", "lr", "images_per_second", "seconds"}
+
+
+def test_resumed_run_is_the_same_run(tmp_path, dataset):
+    config = replace(SMOKE, num_steps=6, log_every=1, save_every=2)
+    whole = train(config, dataset, tmp_path / "whole", progress=False)
+    train(config, dataset, tmp_path / "parts", progress=False, max_seconds=0)
+    assert [row["step"] for row in read_log(tmp_path / "parts")] == [1]
+    train(
+        config, dataset, tmp_path / "parts", progress=False, callback=lambda row: row["step"] == 3
+    )
+    parts = train(config, dataset, tmp_path / "parts", progress=False)
+    assert torch.equal(weights(whole), weights(parts))
+    losses = [[row["loss"] for row in read_log(tmp_path / name)] for name in ("whole", "parts")]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
+
+
+def test_rows_after_the_last_state_are_dropped(tmp_path, dataset):
+    """A run that was killed has logged more than it saved."""
+    config = replace(SMOKE, num_steps=4, log_every=1, save_every=2)
+
+    def kill(row):
+        if row["step"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, dataset, tmp_path, progress=False, callback=kill)
+    assert len(read_log(tmp_path)) == 3
+    train(config, dataset, tmp_path, progress=False)
+    assert [row["step"] for row in read_log(tmp_path)] == [1, 2, 3, 4]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, dataset):
+    """A finished run: its folder and the pipeline it returned."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, train(SMOKE, dataset, folder, progress=False)
+
+
+def test_finished_run_is_left_alone(finished, dataset):
+    folder, first = finished
+    log = (folder / "log.jsonl").read_text()
+    second = train(SMOKE, dataset, folder, progress=False)
+    assert torch.equal(weights(first), weights(second))
+    assert (folder / "log.jsonl").read_text() == log
+
+
+def test_another_run_in_the_folder(tmp_path, dataset):
+    train(SMOKE, dataset, tmp_path, progress=False)
+    other = replace(SMOKE, batch_size=3)
+    with pytest.raises(ValueError, match="holds a run with batch_size = 4, not 3"):
+        train(other, dataset, tmp_path, progress=False)
+    train(other, dataset, tmp_path, resume=False, progress=False)
+    assert read_log(tmp_path)[-1]["images"] == 12
+
+
+def test_saved_pipeline_is_the_returned_one(finished):
+    folder, trained = finished
+    saved = load_pipeline(folder / "pipeline", "cpu")
+    assert torch.allclose(weights(saved), weights(trained), atol=1e-3)
+    assert saved.config.guidance_scale == SMOKE.guidance_scale
+    assert type(saved.scheduler).__name__ == "DPMSolverMultistepScheduler"
+    assert saved.scheduler.config.thresholding
+
+
+def test_average_lags_behind_the_weights(tmp_path, dataset, finished):
+    _, averaged = finished
+    plain = train(replace(SMOKE, ema_decay=0.0), dataset, tmp_path / "plain", progress=False)
+    state = Run(SMOKE, dataset, torch.device("cpu"), tmp_path)
+    start = torch.cat([p.detach().flatten() for p in state.network.parameters()])
+    assert (weights(averaged) - start).norm() < 0.99 * (weights(plain) - start).norm()
+
+
+def test_warm_start(tmp_path, dataset, finished):
+    folder, first = finished
+    config = replace(SMOKE, init_from=str(folder / "pipeline"))
+    run = Run(config, dataset, torch.device("cpu"), tmp_path)
+    assert torch.allclose(weights(run.pipeline()), weights(first), atol=1e-3)
+    smaller = config.unet | {"layers_per_block": 2}
+    with pytest.raises(ValueError, match="do not fit this network"):
+        Run(replace(config, unet=smaller), dataset, torch.device("cpu"), tmp_path)
+
+
+@pytest.mark.parametrize(("dropout", "expected"), [(0.0, 1.0), (1.0, 0.0), (0.3, 0.7)])
+def test_label_dropout_takes_whole_conditions(tmp_path, dropout, expected):
+    conditions = torch.zeros(4, 24)
+    conditions[:, :3] = 1
+    pictures = SimpleNamespace(
+        images=torch.zeros(4, 3, 64, 64, dtype=torch.uint8), conditions=conditions
+    )
+    config = replace(SMOKE, label_dropout=dropout, batch_size=400)
+    x0, cond, t, noise = Run(config, pictures, torch.device("cpu"), tmp_path).batch()
+    assert set(cond.sum(1).tolist()) <= {0.0, 3.0}
+    assert (cond.sum(1) > 0).float().mean().item() == pytest.approx(expected, abs=0.08)
+    assert (x0 == -1).all()
+    assert 0 <= t.min() < 30 and 970 < t.max() <= 999
+    assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
+
+
+def test_noise_differs_between_steps_and_seeds(tmp_path, dataset):
+    def noise(seed, step):
+        run = Run(replace(SMOKE, seed=seed), dataset, torch.device("cpu"), tmp_path)
+        run.step = step
+        return run.batch()[3]
+
+    assert torch.equal(noise(0, 1), noise(0, 1))
+    assert not torch.equal(noise(0, 1), noise(0, 2))
+    assert not torch.equal(noise(0, 1), noise(1, 0))
+
+
+def test_precision_can_change_from_run_to_run(tmp_path, dataset):
+    for precision in ("bfloat16", "auto", "float32"):
+        config = replace(SMOKE, num_steps=1, precision=precision)
+        trained = train(config, dataset, tmp_path / precision, progress=False)
+        assert weights(trained).dtype == torch.float32
+    run = Run(SMOKE, dataset, torch.device("cpu"), tmp_path)
+    assert choose_precision(run.network) in ("float32", "bfloat16")
+    assert all(p.grad is None for p in run.network.parameters())
+
+
+def test_tensorboard_files(tmp_path, dataset):
+    pytest.importorskip("tensorboard")
+    train(replace(SMOKE, tensorboard=True), dataset, tmp_path, progress=False)
+    assert list(tmp_path.glob("tensorboard/events.out.tfevents*"))
+
+
+def test_no_compiler_falls_back(tmp_path, dataset, monkeypatch):
+    monkeypatch.setattr(lab7.training, "_has_compiler", lambda: False)
+    config = replace(SMOKE, num_steps=1, compile=True)
+    with pytest.warns(UserWarning, match="without torch.compile"):
+        train(config, dataset, tmp_path, progress=False)
+
+
+def test_diverged_loss_is_reported(tmp_path, dataset):
+    config = replace(SMOKE, num_steps=30, learning_rate=1e30, max_grad_norm=1e30)
+    with pytest.raises(ValueError, match="the loss is nan at step"):
+        train(config, dataset, tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"batch_size": 0}, "batch_size 0 must be above 0"),
+        ({"label_dropout": 1.5}, "label_dropout 1.5 is not within 0 … 1"),
+        ({"precision": "fp8"}, "unknown precision 'fp8': choose one of"),
+    ],
+)
+def test_bad_config(values, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [('{"batchsize": 3}', "'batchsize': did you mean 'batch_size'"), ("[1]", "JSON object")],
+)
+def test_bad_json(text, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig.from_json(text)
