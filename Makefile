@@ -37,7 +37,7 @@ bench: .venv/installed  ## Measure speed.
 .venv/installed: requirements.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'lab7 needs Python 3.11 or later')"
 	test -x $(RUN) || $(PYTHON) -m venv .venv
-	$(RUN) -m pip install --disable-pip-version-check -r requirements.txt
+	$(RUN) -m pip install --disable-pip-version-check -r requirements.txt -e .
 	@touch $@
 
 .venv/installed-dev: .venv/installed requirements-dev.txt

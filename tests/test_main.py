@@ -1,0 +1,173 @@
+"""The command line: what it writes and prints, and one-line errors with exit code 2."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lab7.__main__ import main
+from lab7.dataset import DATA_DIR
+from lab7.evaluator import Evaluator, build_network
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("evaluator") / "evaluator.safetensors"
+    Evaluator(build_network(), "cpu").save(path)
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["lab7", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def tiny(saved_pipeline, weights):
+    return ["--checkpoint", saved_pipeline, "--evaluator", weights, "--device", "cpu"]
+
+
+def assert_fails(result, *parts):
+    code, out, err = result
+    assert code == 2
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in err, err
+    for part in parts:
+        assert part in lines[0]
+
+
+def test_sample_draws_labels_given_as_text(run, tiny, tmp_path):
+    code, out, _ = run("sample", " Red  cube, blue cylinder", "--out", tmp_path / "o", *tiny)
+    assert code == 0 and "1 pictures in" in out
+    assert Image.open(tmp_path / "o" / "0.png").size == (64, 64)
+    summary = json.loads((tmp_path / "o" / "samples.json").read_text())
+    assert summary["conditions"] == [["red cube", "blue cylinder"]]
+
+
+def test_sample_draws_a_condition_file_and_evaluate_scores_it(run, tiny, weights, tmp_path):
+    conditions = tmp_path / "mine.json"
+    conditions.write_text('[["red cube"], ["gray sphere", "cyan cube"]]')
+    out = tmp_path / "images" / "test"
+    assert run("sample", "--conditions", conditions, "--out", out, *tiny)[0] == 0
+    summary = json.loads((out / "samples.json").read_text())
+    given = ["--images", out, "--conditions", conditions, "--evaluator", weights]
+    code, printed, _ = run("evaluate", *given)
+    assert code == 0
+    assert f"{summary['scores']['top_k']['value']:.4f}" in printed
+
+
+def test_evaluate_prints_a_row_for_each_set(run, tiny, tmp_path):
+    conditions = tmp_path / "mine.json"
+    conditions.write_text('[["red cube"], ["gray sphere", "cyan cube"]]')
+    code, out, _ = run("evaluate", "--conditions", conditions, "--repetitions", 2, *tiny)
+    assert code == 0
+    header, row = out.strip().splitlines()
+    assert "exact_set" in header and row.split()[:2] == ["mine", "4"]
+
+
+def test_train_runs_resumes_and_saves(run, embedded_root, tmp_path):
+    arguments = ["train", "smoke", "--data", embedded_root, "--output", tmp_path / "run"]
+    assert run(*arguments, "--device", "cpu")[0] == 0
+    assert (tmp_path / "run" / "pipeline" / "model_index.json").exists()
+    assert run(*arguments, "--device", "cpu")[0] == 0, "a finished run is just finished"
+    assert_fails(run(*arguments, "--steps", 6), "num_steps")
+
+
+@pytest.mark.parametrize(
+    "text, parts",
+    [
+        ("red cubes", ["red cubes", "did you mean 'red cube'"]),
+        ("red cube, red cube", ["red cube"]),
+        ("", []),
+    ],
+)
+def test_bad_labels(run, tiny, tmp_path, text, parts):
+    assert_fails(run("sample", text, "--out", tmp_path / "o", *tiny), *parts)
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '["red cube"]', '[["red cube"', "{}", '[["x"]]'])
+def test_bad_condition_files(run, tiny, tmp_path, content):
+    path = tmp_path / "bad.json"
+    path.write_text(content)
+    result = run("sample", "--conditions", path, "--out", tmp_path / "o", *tiny)
+    assert_fails(result, "bad.json")
+    assert not (tmp_path / "o").exists()
+
+
+def test_missing_and_broken_pictures_are_named(run, weights, tmp_path):
+    conditions = tmp_path / "c.json"
+    conditions.write_text('[["red cube"], ["gray sphere"]]')
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    given = ["evaluate", "--images", folder, "--conditions", conditions, "--evaluator", weights]
+    picture = Image.fromarray(np.zeros((64, 64, 3), np.uint8))
+    picture.save(folder / "0.png")
+    assert_fails(run(*given), "1.png")
+    picture.save(folder / "1.png")
+    whole = (folder / "1.png").read_bytes()
+    (folder / "1.png").write_bytes(whole[: len(whole) // 2])
+    assert_fails(run(*given), "1.png")
+    picture.resize((50, 50)).save(folder / "1.png")
+    assert_fails(run(*given), "1.png", "50")
+    picture.convert("L").save(folder / "1.png")
+    assert_fails(run(*given), "1.png", "L")
+
+
+class Bomb:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('code ran')",)
+
+
+def test_bad_weights_are_refused(run, saved_pipeline, tmp_path):
+    given = ["sample", "red cube", "--out", tmp_path / "o", "--checkpoint"]
+    assert_fails(run(*given, tmp_path / "nothing"), "nothing")
+    path = tmp_path / "checkpoint.pth"
+    evaluator = ["--evaluator", path]
+    assert_fails(run(*given, saved_pipeline, *evaluator), "checkpoint.pth")
+    path.write_bytes(pickle.dumps({"model": Bomb()}))
+    assert_fails(run(*given, saved_pipeline, *evaluator), "refused")
+    state = build_network().state_dict()
+    torch.save({"model": state | {"fc.0.bias": torch.zeros(10)}}, path)
+    assert_fails(run(*given, saved_pipeline, *evaluator), "fc.0.bias", "(10,)", "(24,)")
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_output_that_is_a_file_is_refused(run, tiny, tmp_path):
+    (tmp_path / "o").write_text("mine")
+    assert_fails(run("sample", "red cube", "--out", tmp_path / "o", *tiny), "is a file")
+    assert (tmp_path / "o").read_text() == "mine"
+
+
+def test_a_folder_that_is_not_the_courses_is_refused(run, tmp_path):
+    (tmp_path / "data").mkdir()
+    result = run("train", "smoke", "--data", tmp_path / "data", "--output", tmp_path / "run")
+    assert_fails(result, "objects.json", "train.json", "iclevr")
+
+
+def test_unknown_names_get_the_nearest(run, tiny, tmp_path):
+    assert_fails(run("train", "original-cosin"), "did you mean 'original-cosine'")
+    given = ["sample", "red cube", "--out", tmp_path / "o", *tiny]
+    assert_fails(run(*given, "--scheduler", "dpmsolvermulti"), "dpmsolvermultistep")
+    assert_fails(run("sample", "--conditions", "tests.json", *tiny), "tests.json")
+
+
+def test_labels_and_conditions_exclude_each_other(run, tiny):
+    assert_fails(run("sample", *tiny), "--conditions")
+    both = ["sample", "red cube", "--conditions", DATA_DIR / "test.json", *tiny]
+    assert_fails(run(*both), "--conditions")
+    assert_fails(run("evaluate", "--images", "x", *tiny[2:]), "--conditions")

@@ -1,0 +1,313 @@
+"""The label picker without a browser: threads, texts, drawings."""
+
+import base64
+import io
+import threading
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from IPython.core.formatters import DisplayFormatter
+from PIL import Image
+from torch import Tensor
+
+from lab7.experiments import get_experiment
+from lab7.labels import COLORS, LABELS, encode
+from lab7.model import ConditionalUNet
+from lab7.pipeline import ConditionalDDPMPipeline, convert_scheduler, to_pil
+from lab7.widgets import (
+    PALETTE,
+    PICTURE_WIDTH,
+    LabelPicker,
+    Request,
+    draw_picker,
+    enlarge,
+    hint,
+    ink,
+    summarize,
+)
+
+WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
+
+
+class StandInEvaluator:
+    """Sees what it is told to, and keeps what it was shown."""
+
+    def __init__(self, *seen: str):
+        self.probabilities = encode([seen]) * 0.9 + 0.05
+        self.images: list[Tensor] = []
+
+    def predict(self, images: Tensor) -> Tensor:
+        self.images.append(images)
+        return self.probabilities
+
+
+@pytest.fixture
+def pipeline():
+    torch.manual_seed(0)
+    config = get_experiment("smoke").config
+    scheduler = convert_scheduler(DDPMScheduler(**config.noise), config.scheduler)
+    return ConditionalDDPMPipeline(ConditionalUNet(**config.unet).eval(), scheduler, 2, 3.0)
+
+
+def hold_at_step(picker, step):
+    """Make the picker wait before a step; returns what to wait for, and what lets it go on."""
+    reached, go_on = threading.Event(), threading.Event()
+    reverse = picker.pipeline.reverse
+
+    def slow(*args):
+        for number, frame in enumerate(reverse(*args), 1):
+            if number == step:
+                reached.set()
+                assert go_on.wait(30)
+            yield frame
+
+    picker.pipeline.reverse = slow
+    return reached, go_on
+
+
+def generate(picker):
+    picker.generate.click()
+    picker.thread.join(30)
+    assert not picker.thread.is_alive()
+    return picker.status.value
+
+
+def image_of(widget):
+    return Image.open(io.BytesIO(widget.value)).convert("RGB")
+
+
+def test_shows_the_picture_that_the_pipeline_draws(pipeline):
+    evaluator = StandInEvaluator("red cube", "blue cylinder")
+    picker = LabelPicker(pipeline, evaluator, labels=["Blue Cylinder", "red cube"], seed=7)
+    before = picker.verdict.value
+    status = generate(picker)
+    expected = pipeline(
+        [["red cube", "blue cylinder"]], seeds=[7], output_type="pt", progress=False
+    ).images
+    assert torch.allclose(evaluator.images[0], expected, atol=1e-5)
+    drawn = to_pil(expected)[0].resize((PICTURE_WIDTH,) * 2, Image.Resampling.LANCZOS)
+    difference = np.asarray(image_of(picker.picture), int) - np.asarray(drawn, int)
+    assert abs(difference).max() <= 2
+    assert picker.verdict.value != before
+    assert "Asked for: red cube, blue cylinder" in status and "exactly what was asked" in status
+    assert "2 steps, guidance 3, seed 7: " in status
+    assert picker.error is None
+
+
+def test_every_step_is_shown(pipeline):
+    picker = LabelPicker(pipeline, num_inference_steps=3)
+    frames = []
+    for widget in (picker.noisy, picker.picture):
+        widget.observe(lambda change: frames.append(change.owner), "value")
+    generate(picker)
+    assert frames.count(picker.noisy) == 3
+    assert frames.count(picker.picture) == 4  # the finished picture is one more
+    assert picker.progress.value == picker.progress.max == 3
+    assert "t = " in picker.noisy_caption.value
+    assert picker.picture_caption.value == "Finished picture"
+
+
+def test_sliders_decide(pipeline):
+    picker = LabelPicker(pipeline, labels=["gray sphere"])
+    pictures = []
+    for slider, value in ((picker.seed, 0), (picker.seed, 1), (picker.guidance, 8.0)):
+        slider.value = value
+        generate(picker)
+        pictures.append(picker.picture.value)
+    assert len(set(pictures)) == 3
+    assert picker.request() == Request(("gray sphere",), 2, 8.0, 1)
+
+
+def test_more_than_the_sliders_usually_offer(pipeline):
+    picker = LabelPicker(pipeline, seed=123_456, num_inference_steps=400, guidance_scale=12.0)
+    assert picker.request() == Request(("red cube", "blue cylinder"), 400, 12.0, 123_456)
+
+
+def test_stop_keeps_the_picture_and_gives_no_verdict(pipeline):
+    evaluator = StandInEvaluator()
+    picker = LabelPicker(pipeline, evaluator, num_inference_steps=50)
+    reached, go_on = hold_at_step(picker, 3)
+    assert picker.stop.disabled
+    picker.generate.click()
+    assert reached.wait(30) and not picker.stop.disabled
+    picker.stop.click()
+    assert picker.stop.disabled
+    go_on.set()
+    picker.thread.join(30)
+    assert "Stopped after step 3 of 50" in picker.status.value
+    assert not evaluator.images
+    assert not picker.generate.disabled and picker.stop.disabled
+
+
+def test_one_drawing_at_a_time_and_changes_wait_for_the_next(pipeline):
+    evaluator = StandInEvaluator("red cube")
+    picker = LabelPicker(pipeline, evaluator, labels=["red cube"])
+    reached, go_on = hold_at_step(picker, 2)
+    picker.generate.click()
+    assert reached.wait(30) and picker.generate.disabled
+    first = picker.thread
+    picker.toggles["cyan cube"].value = True
+    picker.steps.value = 9
+    assert picker.generate.disabled
+    picker._start()  # what a click does that was on its way
+    assert picker.thread is first
+    go_on.set()
+    first.join(30)
+    assert "Asked for: red cube<br>" in picker.status.value and "2 steps" in picker.status.value
+    assert len(evaluator.images) == 1
+    assert picker.request().labels == ("red cube", "cyan cube")
+
+
+def test_a_stop_does_not_outlive_its_drawing(pipeline):
+    picker = LabelPicker(pipeline)
+    picker._request_stop()
+    assert "2 steps, guidance 3, seed 0: " in generate(picker)
+
+
+def test_an_error_is_shown_in_one_line_and_the_picker_goes_on(pipeline):
+    evaluator = StandInEvaluator()
+    picker = LabelPicker(pipeline, evaluator)
+
+    def fail(images):
+        raise RuntimeError("out of <memory>\nand a long tail")
+
+    evaluator.predict, works = fail, evaluator.predict
+    status = generate(picker)
+    assert 'role="alert"' in status
+    assert "Could not draw this picture. RuntimeError: out of &lt;memory&gt;</div>" in status
+    assert isinstance(picker.error, RuntimeError)
+    assert not picker.generate.disabled and picker.stop.disabled
+    evaluator.predict = works
+    assert "nothing" in generate(picker)
+    assert picker.error is None
+
+
+def test_the_notebook_may_use_the_pipeline_meanwhile(pipeline):
+    picker = LabelPicker(pipeline, num_inference_steps=4)
+    generate(picker)
+    undisturbed = picker.picture.value
+    reached, go_on = hold_at_step(picker, 2)
+    picker.generate.click()
+    assert reached.wait(30)
+    pipeline([["gray cube"]], num_inference_steps=7, progress=False)
+    go_on.set()
+    picker.thread.join(30)
+    assert picker.picture.value == undisturbed
+
+
+def test_nothing_chosen_nothing_drawn(pipeline):
+    picker = LabelPicker(pipeline)
+    picker.clear.click()
+    assert picker.request().labels == ()
+    assert picker.generate.disabled and picker.clear.disabled
+    assert picker.hint.value == "Choose at least one object."
+    picker._start()
+    assert picker.thread is None
+    picker.toggles["red cube"].value = True
+    assert not picker.generate.disabled
+
+
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [(["red cubes"], "did you mean 'red cube'"), (["red cube"] * 2, "twice"), ("red cube", "list")],
+)
+def test_wrong_labels(pipeline, labels, match):
+    with pytest.raises(ValueError, match=match):
+        LabelPicker(pipeline, labels=labels)
+
+
+def test_without_an_evaluator_there_is_no_verdict(pipeline):
+    picker = LabelPicker(pipeline)
+    status = generate(picker)
+    assert "Asked for: red cube, blue cylinder" in status and "evaluator" not in status
+    assert picker.verdict.value == b""
+
+
+def test_toggles_say_what_they_are(pipeline):
+    picker = LabelPicker(pipeline)
+    assert list(picker.toggles) == list(LABELS)
+    for label, toggle in picker.toggles.items():
+        assert "lab7-" + label.replace(" ", "-") in toggle._dom_classes
+        assert toggle.description == label
+    assert picker.toggles["red cube"].tooltip == "red cube: chosen"
+    picker.toggles["red cube"].value = False
+    assert picker.toggles["red cube"].tooltip == "red cube: not chosen"
+
+
+def test_labels_can_be_read_on_their_colors():
+    def luminance(color):
+        srgb = np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+        return linear @ (0.2126, 0.7152, 0.0722)
+
+    assert tuple(PALETTE) == COLORS
+    for color in COLORS:
+        dark, light = sorted((luminance(PALETTE[color]), luminance(ink(color))))
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, color  # WCAG 2, level AA
+
+
+def test_hint_is_kind_about_many_objects():
+    assert hint(LABELS[:1]) == "1 object chosen."
+    assert hint(LABELS[:3]) == "3 objects chosen."
+    assert hint(LABELS[:5]).startswith("5 objects chosen. Training pictures show at most 3")
+
+
+def test_summary_names_what_is_missing_and_what_is_extra():
+    seen = encode([["red cube", "gray sphere"]])[0] * 0.75
+    asked, verdict = summarize(["red cube", "cyan cube"], seen)
+    assert asked == "Asked for: red cube, cyan cube"
+    assert verdict.endswith(
+        "sees: red cube (75%), gray sphere (75%) – missing: cyan cube; extra: gray sphere"
+    )
+    assert summarize(["red cube"], torch.zeros(24))[1].endswith("nothing – missing: red cube")
+    assert summarize(["red cube"], None) == ["Asked for: red cube"]
+
+
+def test_enlarged_pictures_are_cut_to_their_range():
+    picture = torch.full((3, 64, 64), 5.0)
+    picture[:, :32] = -5.0
+    pixels = np.asarray(enlarge(picture, Image.Resampling.NEAREST))
+    assert pixels.shape == (PICTURE_WIDTH, PICTURE_WIDTH, 3)
+    assert (pixels[:128] == 0).all() and (pixels[128:] == 255).all()
+
+
+def test_a_live_notebook_gets_the_widget(pipeline, monkeypatch):
+    monkeypatch.delenv("LAB7_STATIC", raising=False)
+    data, _ = DisplayFormatter().format(LabelPicker(pipeline))
+    assert WIDGET_MIME in data and "image/png" not in data
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_a_reader_without_a_kernel_gets_a_picture_and_a_text(pipeline, monkeypatch, judged):
+    monkeypatch.setenv("LAB7_STATIC", "1")
+    evaluator = StandInEvaluator("red cube") if judged else None
+    data, metadata = DisplayFormatter().format(LabelPicker(pipeline, evaluator))
+    assert set(data) == {"image/png", "text/plain"}
+    image = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
+    assert image.width == 2 * metadata["image/png"]["width"]
+    lines = data["text/plain"].split("\n")
+    assert lines[0] == "Asked for: red cube, blue cylinder"
+    assert lines[-1] == "2 steps, guidance 3, seed 0"
+    assert ("missing: blue cylinder" in lines[1]) == judged
+
+
+def test_the_static_drawing_follows_what_it_shows(pipeline):
+    picker = LabelPicker(pipeline)
+    *_, frame = picker._frames(picker.request())
+
+    def pixels(labels, probabilities):
+        request = Request(labels, 2, 3.0, 0)
+        figure = draw_picker(request, frame, frame.picture, probabilities)
+        figure.savefig(file := io.BytesIO(), dpi=50)
+        return file.getvalue()
+
+    probabilities = torch.zeros(24)
+    drawings = {
+        pixels(("red cube",), probabilities),
+        pixels(("red cube",), probabilities),
+        pixels(("cyan cube",), probabilities),
+        pixels(("red cube",), probabilities + 0.5),
+    }
+    assert len(drawings) == 3
