@@ -17,8 +17,8 @@ from torch import nn
 from torchvision.models import resnet18
 
 from lab7.dataset import DATA_DIR, IMAGE_SIZE, resolve_root, to_float, write_atomically
+from lab7.devices import default_device
 from lab7.labels import NUM_LABELS
-from lab7.pipeline import default_device
 
 WEIGHTS = DATA_DIR / "weights" / "evaluator.safetensors"
 THRESHOLD = 0.5  # a label counts as seen from this probability on

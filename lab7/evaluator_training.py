@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from lab7.dataset import DATA_DIR, IMAGE_SIZE, ICLEVRDataset
+from lab7.devices import bfloat16_is_faster, default_device
 from lab7.evaluator import (
     WEIGHTS,
     Evaluator,
@@ -28,7 +29,6 @@ from lab7.evaluator import (
     top_k_accuracy,
 )
 from lab7.labels import LABELS
-from lab7.pipeline import default_device
 from lab7.results import RESULTS_DIR, append_log, write_record
 
 
@@ -264,7 +264,7 @@ class _Trainer:
         self.images, self.labels = train[0].to(device), train[1].to(device, torch.float32)
         self.config, self.device = config, device
         self.network = build_network().to(device, memory_format=torch.channels_last)
-        self.bf16 = bf16_helps(device)
+        self.bf16 = bfloat16_is_faster(device, _probe)
         self.steps_per_epoch = len(self.images) // config.batch_size
         self.generator = torch.Generator(device).manual_seed(config.seed)
         self.optimizer = torch.optim.AdamW(
@@ -305,7 +305,9 @@ class _Trainer:
     def _step(self, images: Tensor, labels: Tensor) -> float:
         x = augment(images, self.config, self.generator)
         smoothing = self.config.label_smoothing
-        loss = _loss(self.network, x, labels * (1 - 2 * smoothing) + smoothing, self.bf16)
+        targets = labels * (1 - 2 * smoothing) + smoothing
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            loss = _loss(self.network, x, targets)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -314,29 +316,19 @@ class _Trainer:
         return loss.item()
 
 
-def bf16_helps(device: torch.device) -> bool:
-    """Return whether steps in bf16 are faster than in float32: on a processor a quick probe."""
-    if device.type != "cpu":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    probe = build_network().to(memory_format=torch.channels_last)
-    x, targets = torch.randn(32, 3, IMAGE_SIZE, IMAGE_SIZE), torch.full((32, len(LABELS)), 0.1)
-    seconds = {False: [], True: []}
-    for _ in range(3):
-        for bf16, times in seconds.items():
-            start = time.perf_counter()
-            _loss(probe, x, targets, bf16).backward()
-            times.append(time.perf_counter() - start)
-    return min(seconds[True]) < min(seconds[False])
-
-
-def _loss(network: nn.Module, x: Tensor, targets: Tensor, bf16: bool) -> Tensor:
-    """Return the binary cross-entropy, from the logits: in bf16 a sigmoid rounds to 0 and 1."""
+def _loss(network: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
+    """Return the binary cross-entropy, from the logits: in bfloat16 a sigmoid rounds to 0 and 1."""
     *body, head = network.children()
     logits = nn.Sequential(*body, nn.Flatten(), head[0])
-    x = x.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-        outputs = logits(x)
+    outputs = logits(x.contiguous(memory_format=torch.channels_last))
     return F.binary_cross_entropy_with_logits(outputs.float(), targets)
+
+
+def _probe() -> None:
+    """A step of a network of its own: a step of the real one would move its statistics."""
+    x = torch.randn(32, 3, IMAGE_SIZE, IMAGE_SIZE)
+    network = build_network().to(memory_format=torch.channels_last)
+    _loss(network, x, torch.full((32, len(LABELS)), 0.1)).backward()
 
 
 def _split(images: Tensor, labels: Tensor, config: EvaluatorConfig) -> list[tuple[Tensor, Tensor]]:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lab7.dataset import DATA_DIR, to_uint8
+from lab7.devices import default_device
 from lab7.labels import NUM_LABELS, encode, parse_condition
 from lab7.model import ConditionalUNet
 
@@ -289,13 +290,6 @@ def save_pipeline(pipeline: ConditionalDDPMPipeline, path: str | Path) -> None:
         os.replace(unfinished, path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def default_device() -> torch.device:
-    """Choose CUDA, then Apple's MPS, then the processor."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:

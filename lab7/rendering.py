@@ -30,7 +30,7 @@ REFLECTANCE = dict(  # 8-bit values taken as linear reflectance
     brown=(129, 74, 25), purple=(129, 38, 192), cyan=(41, 208, 208), yellow=(255, 238, 51),
 )  # fmt: skip
 CUBE_HALF, CUBE_BEVEL = 0.585, 0.09
-SPHERE_RADIUS = 0.6
+SPHERE_RADIUS = 0.615
 CYLINDER_RADIUS, CYLINDER_HALF, CYLINDER_BEVEL = 0.58, 0.63, 0.05
 
 CAMERA = (7.48, -6.51, 5.34)  # looks at the origin
@@ -49,8 +49,9 @@ AMBIENT_RADIANCE = 0.05
 GROUND_REFLECTANCE, GROUND_ROUGHNESS, GROUND_SPECULAR = 0.78, 0.7, 0.177
 
 POSITION_RANGE = 3.0  # objects after the first: uniform in ± this, in both axes
-MIN_DISTANCE = 1.4  # between centres
-MIN_MARGIN = 0.4  # CLEVR: along the camera's left-right and front-behind axes
+MIN_DISTANCE = 2.5  # between centres
+MIN_MARGIN = 0.3  # CLEVR: along the camera's left-right and front-behind axes
+FAR_THINNING = 5.0  # fewer objects far behind: kept with probability 1 + front / this
 
 
 @dataclass(frozen=True)
@@ -100,16 +101,20 @@ def _place(labels: Sequence[str], rng: np.random.Generator) -> list[SceneObject]
     while True:
         positions = rng.uniform(-POSITION_RANGE, POSITION_RANGE, (len(labels), 2))
         positions[0] = 0
+        kept = rng.uniform(size=len(labels)) < 1 + positions @ front / FAR_THINNING
         pairs = itertools.combinations(positions, 2)
-        if all(
-            np.linalg.norm(a - b) >= MIN_DISTANCE and np.abs(axes @ (a - b)).min() >= MIN_MARGIN
-            for a, b in pairs
-        ):
-            angles = rng.uniform(0, 360, len(labels))
-            return [
-                SceneObject(label, float(x), float(y), float(angle))
-                for label, (x, y), angle in zip(labels, positions, angles, strict=True)
-            ]
+        if kept.all() and all(_apart(a - b, axes) for a, b in pairs):
+            break
+    angles = rng.uniform(0, 360, len(labels))
+    return [
+        SceneObject(label, float(x), float(y), float(angle))
+        for label, (x, y), angle in zip(labels, positions, angles, strict=True)
+    ]
+
+
+def _apart(offset: np.ndarray, axes: np.ndarray) -> bool:
+    """Whether two objects this far from each other can both be placed."""
+    return np.linalg.norm(offset) >= MIN_DISTANCE and np.abs(axes @ offset).min() >= MIN_MARGIN
 
 
 def visible_pixels(scene: Scene) -> np.ndarray:

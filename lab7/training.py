@@ -26,11 +26,11 @@ from tqdm import tqdm
 
 from lab7.checkpoints import load_latest, save_state
 from lab7.dataset import to_float
+from lab7.devices import bfloat16_is_faster, default_device, has_compiler
 from lab7.model import ConditionalUNet
 from lab7.pipeline import (
     ConditionalDDPMPipeline,
     convert_scheduler,
-    default_device,
     load_pipeline,
     save_pipeline,
 )
@@ -406,33 +406,13 @@ def learning_rate(config: TrainConfig, step: int, seconds: float = 0.0) -> float
 
 
 def choose_precision(unet: ConditionalUNet) -> str:
-    """Choose between float32 and bfloat16 autocast for a network where it is.
-
-    A GPU that has bfloat16 is faster with it. A processor may have instructions for it or may
-    emulate it at a fraction of the speed, so there a few pictures are timed.
-
-    Returns:
-        "float32" or "bfloat16".
-    """
-    device = unet.device.type
-    if device == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(False) else "float32"
-    if device != "cpu":
-        return "float32"
-    return "bfloat16" if _time_step(unet, True) < _time_step(unet, False) else "float32"
-
-
-def _time_step(unet: ConditionalUNet, bfloat16: bool) -> float:
+    """Choose "bfloat16" autocast or "float32" for training a network where it is."""
     config = unet.config
     xt = torch.zeros(8, config.in_channels, config.sample_size, config.sample_size)
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            unet(xt, 0, torch.zeros(8, config.num_labels)).sample.sum().backward()
-        times.append(time.perf_counter() - started)
+    cond = torch.zeros(8, config.num_labels)
+    faster = bfloat16_is_faster(unet.device, lambda: unet(xt, 0, cond).sample.sum().backward())
     unet.zero_grad()
-    return min(times)
+    return "bfloat16" if faster else "float32"
 
 
 def _build_unet(config: TrainConfig) -> ConditionalUNet:
@@ -452,7 +432,7 @@ def _build_unet(config: TrainConfig) -> ConditionalUNet:
 
 def _build_accelerator(config: TrainConfig, unet: ConditionalUNet, output_dir: Path) -> Accelerator:
     precision = choose_precision(unet) if config.precision == "auto" else config.precision
-    compiled = config.compile and _has_compiler()
+    compiled = config.compile and has_compiler()
     if config.compile and not compiled:
         warnings.warn("no C++ compiler found: training without torch.compile", stacklevel=4)
     # Accelerate keeps the precision of the first Accelerator for the life of the process.
@@ -466,11 +446,6 @@ def _build_accelerator(config: TrainConfig, unet: ConditionalUNet, output_dir: P
     )
     accelerator.init_trackers("tensorboard")
     return accelerator
-
-
-def _has_compiler() -> bool:
-    names = (os.environ.get("CXX"), "c++", "g++", "clang++", "cl")
-    return any(shutil.which(name) for name in names if name)
 
 
 def _prepare_folder(output_dir: Path, config: TrainConfig, resume: bool) -> Path:

@@ -271,7 +271,7 @@ def test_tensorboard_files(tmp_path, dataset):
 
 
 def test_no_compiler_falls_back(tmp_path, dataset, monkeypatch):
-    monkeypatch.setattr(lab7.training, "_has_compiler", lambda: False)
+    monkeypatch.setattr(lab7.training, "has_compiler", lambda: False)
     config = replace(SMOKE, num_steps=1, compile=True)
     with pytest.warns(UserWarning, match="without torch.compile"):
         train(config, dataset, tmp_path, progress=False)
