@@ -24,6 +24,7 @@ def train(
     output: Path | None = None,
     data: Path | None = None,
     minutes: float | None = None,
+    budget: float | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
@@ -40,6 +41,7 @@ def train(
         output: Folder of the run; by default runs/EXPERIMENT.
         data: The course's folder; by default $LAB7_DATA, else the embedded set.
         minutes: Stop after so many minutes, to be resumed later.
+        budget: Minutes of the whole training: the learning rate runs out with them.
         steps: Optimizer steps of the whole training.
         batch_size: Pictures a step.
         learning_rate: Highest learning rate.
@@ -51,6 +53,7 @@ def train(
     from lab7 import training
 
     changes = {
+        "budget_seconds": None if budget is None else 60 * budget,
         "num_steps": steps,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
