@@ -1,9 +1,9 @@
-"""Figures from arrays and records, in one style.
+"""Figures, and tables in Markdown, from arrays and records, in one style.
 
-Every function returns a `Chart`, which a notebook shows by itself and `save` writes with the same
-bytes each time. Nothing here uses pyplot, so figures may be drawn in any thread. Colors are those
-of Okabe and Ito (https://jfly.uni-koeln.de/color/), which color-blind readers can tell apart;
-where an object's own color is shown, its name stands beside it.
+Every figure is a `Chart`, which a notebook shows by itself and `save` writes with the same bytes
+each time. Nothing here uses pyplot: no figure stays open, and the caller's settings of matplotlib
+do not matter. Colors are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which
+color-blind readers can tell apart; where an object's own color is shown, its name stands beside it.
 """
 
 import functools
@@ -15,6 +15,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.path import Path as Outline
@@ -56,8 +57,8 @@ _STYLE = {
     "mathtext.fontset": "dejavusans",
 }
 _TILE = 0.75  # inches, side of a picture in a grid
-_GAP = 0.07
-_LINE = 0.105  # height of a line of a caption
+# Whole dots at the resolutions of `Chart`: between pictures, a line of a caption, below captions.
+_GAP, _LINE, _SPACE = 18 / 256, 27 / 256, 9 / 256
 _CYLINDER = Outline([(-0.32, -0.5), (0.32, -0.5), (0.32, 0.5), (-0.32, 0.5), (-0.32, -0.5)])
 _MARKERS = {"cube": "s", "sphere": "o", "cylinder": _CYLINDER}
 
@@ -79,7 +80,7 @@ class Chart(Figure):
     def _render(self, kind: str, dpi: float) -> bytes:
         buffer = io.BytesIO()
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        with mpl.rc_context(_STYLE):
+        with style.context(["default", _STYLE]):
             self.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
         return buffer.getvalue()
 
@@ -89,7 +90,7 @@ def _styled(function: Callable[..., Chart]) -> Callable[..., Chart]:
 
     @functools.wraps(function)
     def draw(*args, **kwargs):
-        with mpl.rc_context(mpl.rcParamsDefault | _STYLE):
+        with style.context(["default", _STYLE]):
             return function(*args, **kwargs)
 
     return draw
@@ -117,16 +118,18 @@ def picture_grid(
         columns: Pictures a row.
     """
     pictures = _to_array(images)
+    columns = min(columns, len(pictures))
     lines = [[text] if isinstance(text, str) else list(text) for text in captions or ()]
     if seen is not None:
         lines = [_judged(*pair) for pair in zip(lines, seen, strict=True)]
-    below = _GAP + _LINE * max(map(len, lines), default=0) + (0.04 if lines else 0)
-    rows = -(-len(pictures) // columns)
-    width, height = columns * (_TILE + _GAP) - _GAP, rows * (_TILE + below)
+    starts = range(0, len(pictures), columns)
+    most = [max(map(len, lines[start : start + columns]), default=0) for start in starts]
+    tops = np.cumsum([0, *(_TILE + _GAP + _LINE * count + _SPACE * bool(lines) for count in most)])
+    width, height = columns * (_TILE + _GAP) - _GAP, tops[-1] - _GAP * (not lines)
     chart = Chart(figsize=(width, height))
     for index, picture in enumerate(pictures):
         row, column = divmod(index, columns)
-        left, top = column * (_TILE + _GAP), height - row * (_TILE + below)
+        left, top = column * (_TILE + _GAP), height - tops[row]
         box = (left / width, (top - _TILE) / height, _TILE / width, _TILE / height)
         axes = chart.add_axes(box, frameon=False, xticks=[], yticks=[])
         axes.imshow(picture, interpolation="nearest", aspect="auto")
@@ -136,7 +139,7 @@ def picture_grid(
                 (top - _TILE - 0.05 - number * _LINE) / height,
                 text,
                 color=ORANGE if text.startswith(("✗", "+")) else INK,
-                size=6,
+                size=6 * max(1, columns / 8),  # wide grids are shown smaller
                 ha="center",
                 va="top",
             )
@@ -207,18 +210,21 @@ def accuracy_dots(
         splits: The panels.
     """
     published = published or {}
-    names = list(dict.fromkeys([*rows, *published]))
+    names = [name for name in rows if name not in published] + list(published)
     chart, panels = _panels(0.75 + 0.26 * len(names), len(splits), sharey=True, sharex=True)
     heights = {name: -index for index, name in enumerate(names)}
     for axes, split in zip(panels, splits, strict=True):
         found = {name: row[split] for name, row in published.items() if split in row}
         axes.plot(
             list(found.values()), [heights[name] for name in found],
-            "D", color=ORANGE, mfc="white", label="published, no interval given",
+            "D", color=ORANGE, mfc="white", label="published",
         )  # fmt: skip
         own = {name: row[split] for name, row in rows.items() if split in row}
         _interval_dots(
-            axes, list(own.values()), [heights[name] for name in own], label="measured here, 95 %"
+            axes,
+            list(own.values()),
+            [heights[name] for name in own],
+            label="measured here, 95 % interval",
         )
         axes.set(title=split, xlabel="accuracy")
     panels[0].set_xlim(right=1.004)
@@ -337,12 +343,12 @@ def noise_schedules(schedules: Mapping[str, Any]) -> Chart:
             picture's variance that is left at t; the right one the signal-to-noise ratio.
     """
     chart, (left, right) = _panels(2.3, 2)
-    for (name, alphas), color, style in zip(
+    for (name, alphas), color, line in zip(
         schedules.items(), (BLUE, ORANGE, GREEN), ("-", "--", "-."), strict=False
     ):
         alphas = np.asarray(alphas, dtype=float)
-        left.plot(alphas, style, color=color, label=name)
-        right.plot(alphas / (1 - alphas), style, color=color, label=name)
+        left.plot(alphas, line, color=color, label=name)
+        right.plot(alphas / (1 - alphas), line, color=color, label=name)
     left.set(title=r"Signal left, $\bar\alpha_t$", xlabel="t")
     right.set(title=r"Signal to noise, $\bar\alpha_t/(1-\bar\alpha_t)$", xlabel="t", yscale="log")
     left.legend()
@@ -352,18 +358,15 @@ def noise_schedules(schedules: Mapping[str, Any]) -> Chart:
 @_styled
 def cooccurrence(counts: Any) -> Chart:
     """Show how many pictures have both of two labels: (24, 24) counts, in the order of LABELS."""
-    chart = Chart(figsize=(WIDTH, 5.6), layout="constrained")
-    axes = chart.subplots()
-    counts = np.array(counts, dtype=float)
+    counts = np.asarray(counts).astype(float)
     np.fill_diagonal(counts, np.nan)
-    image = axes.imshow(counts, cmap="Blues", vmin=0)
-    axes.set_xticks(range(len(LABELS)), LABELS, rotation=90)
-    axes.set_yticks(range(len(LABELS)), LABELS)
-    axes.tick_params(length=0)
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-    chart.colorbar(image, label="pictures", shrink=0.6).outline.set_visible(False)
-    return chart
+    return _label_matrix(counts, "pictures", cmap="Blues", vmin=0)
+
+
+@_styled
+def label_similarity(values: Any) -> Chart:
+    """Show how alike two labels are: (24, 24) values in [-1, 1], in the order of LABELS."""
+    return _label_matrix(np.asarray(values), "similarity", cmap="RdBu", vmin=-1, vmax=1)
 
 
 @_styled
@@ -384,6 +387,35 @@ def verdict_bars(probabilities: Any, condition: Sequence[str], threshold: float 
         text.set_weight("bold" if label in condition else "normal")
     axes.grid(False, axis="x")
     axes.set(ylabel="probability", ylim=(0, 1.02), xlim=(-0.7, len(LABELS) - 0.3))
+    return chart
+
+
+def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
+    """Write a Markdown table; columns that hold mostly numbers are set to the right."""
+    columns = [[str(cell) for cell in column] for column in zip(*rows, strict=True)]
+    numbers = [sum(text[:1].isdigit() for text in column) for column in columns]
+    marks = ["---:" if 2 * count > len(rows) else "---" for count in numbers]
+    lines = [" | ".join(map(str, cells)) for cells in (header, marks, *rows)]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def interval_text(estimate: Any) -> str:
+    """Write an estimate with its 95 % interval, for instance "0.931 (0.902–0.957)"."""
+    value, low, high = (_field(estimate, name) for name in ("value", "low", "high"))
+    return f"{value:.3f}" if low is None else f"{value:.3f} ({low:.3f}–{high:.3f})"
+
+
+def _label_matrix(values: np.ndarray, name: str, **colors: Any) -> Chart:
+    """Show a value for each pair of labels."""
+    chart = Chart(figsize=(WIDTH, 5.6), layout="constrained")
+    axes = chart.subplots()
+    image = axes.imshow(values, **colors)
+    axes.set_xticks(range(len(LABELS)), LABELS, rotation=90)
+    axes.set_yticks(range(len(LABELS)), LABELS)
+    axes.tick_params(length=0)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    chart.colorbar(image, label=name, shrink=0.6).outline.set_visible(False)
     return chart
 
 
@@ -437,16 +469,3 @@ def _words(score: str) -> str:
 def _some_minor_numbers(value: float, _) -> str:
     """Write 2 and 5 times a power of ten: a log axis often spans less than one power."""
     return f"{value:g}" if f"{value:e}"[0] in "25" else ""
-
-
-def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
-    """Write a Markdown table; columns after the first are set to the right."""
-    marks = ["---", *["---:"] * (len(header) - 1)]
-    lines = [" | ".join(map(str, cells)) for cells in (header, marks, *rows)]
-    return "\n".join(f"| {line} |" for line in lines)
-
-
-def interval_text(estimate: Any) -> str:
-    """Write an estimate with its 95 % interval, for instance "0.931 (0.902–0.957)"."""
-    value, low, high = (_field(estimate, name) for name in ("value", "low", "high"))
-    return f"{value:.3f}" if low is None else f"{value:.3f} ({low:.3f}–{high:.3f})"

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lab7.dataset import write_atomically
-from lab7.evaluator import Evaluator, compute_scores, exact_set_accuracy, top_k_accuracy
-from lab7.labels import encode, read_json
+from lab7.evaluator import THRESHOLD, Evaluator, compute_scores, exact_set_accuracy, top_k_accuracy
+from lab7.labels import decode, encode, read_json
 from lab7.pipeline import ConditionalDDPMPipeline
 from lab7.results import RESULTS_DIR, aggregate, read_log, write_record
 from lab7.sampling import denoising_frames, to_grid
@@ -46,7 +46,8 @@ def score_pipeline(
     Returns:
         The scores with their settings, and the pictures (R·N, 3, 64, 64) in [-1, 1], repetition
         by repetition. In "scores" all repetitions are pooled, with intervals over conditions;
-        "top_k" and "exact_set" are means over repetitions with intervals over those.
+        "top_k" and "exact_set" are means over repetitions with intervals over those. "seen" lists
+        the labels that pass the threshold in each picture of the first repetition.
     """
     count = len(conditions)
     settings = pipeline.settings(num_inference_steps, guidance_scale)
@@ -69,6 +70,7 @@ def score_pipeline(
         "exact_set": aggregate(exact_set),
         "top_k_per_repetition": top_k,
         "exact_set_per_repetition": exact_set,
+        "seen": decode(probabilities[:count] >= THRESHOLD),
     }
     return metrics, images
 

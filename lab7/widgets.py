@@ -20,14 +20,11 @@ from torch import Tensor
 from lab7.evaluator import THRESHOLD, Evaluator
 from lab7.labels import COLORS, LABELS, SHAPES, encode, parse_labels
 from lab7.pipeline import ConditionalDDPMPipeline, to_pil
+from lab7.plots import FAINT, INK, OBJECT_COLORS
 
 STATIC = "LAB7_STATIC"  # environment variable: 1 shows a picture of the picker, not the widget
 MOST_TRAINED = 3  # objects in the pictures that the generator learned from
-PALETTE = {
-    "gray": "#575757", "red": "#ad2323", "blue": "#2a4bd7", "green": "#1d6914",
-    "brown": "#814a19", "purple": "#8126c0", "cyan": "#29d0d0", "yellow": "#ffee33",
-}  # fmt: skip
-DARK, LIGHT = "#16181d", "#ffffff"
+LIGHT = "#ffffff"
 PICTURE_WIDTH = 256  # pixels
 _DPI = 200  # of drawings that are laid out at 100: sharp on dense screens
 
@@ -257,7 +254,7 @@ class LabelPicker(widgets.VBox):
 
     def _show_verdict(self, labels: tuple[str, ...], probabilities: Tensor | None) -> None:
         if self.evaluator is not None:
-            figure = Figure((3.4, 2.8), layout="constrained")
+            figure = Figure((3.0, 2.5), layout="constrained")
             draw_verdict(figure, labels, probabilities)
             self.verdict.value = _figure_png(figure)
 
@@ -272,8 +269,9 @@ class LabelPicker(widgets.VBox):
         request = self.request()
         *frames, last = self._frames(request)
         probabilities = self.evaluator and self.evaluator.predict(last.picture[None])[0]
-        figure = draw_picker(request, frames[len(frames) // 2], last.picture, probabilities)
         text = "\n".join([*summarize(request.labels, probabilities), str(request)])
+        on_the_way = frames[3 * len(frames) // 4]
+        figure = draw_picker(request.labels, on_the_way, last.picture, probabilities, text)
         image = base64.b64encode(_figure_png(figure)).decode()
         return {"image/png": image, "text/plain": text}, {"image/png": {"width": 860}}
 
@@ -320,49 +318,56 @@ def draw_verdict(
         labels: What was asked for: these bars are outlined.
         probabilities: (24,), or None before there is a verdict.
     """
-    figure.suptitle("Evaluator's verdict (outlined: asked for)", fontsize=8, color=DARK)
+    figure.suptitle("Evaluator's verdict (outlined: asked for)", fontsize=8, color=INK)
     values = [0.0] * len(LABELS) if probabilities is None else probabilities.tolist()
     rows = figure.subplots(len(SHAPES), 1, sharex=True, sharey=True)
     for row, (axes, shape) in enumerate(zip(rows, SHAPES, strict=True)):
         first = row * len(COLORS)
         _draw_bars(axes, values[first : first + len(COLORS)], probabilities is not None)
         asked = [x for x, color in enumerate(COLORS) if f"{color} {shape}" in labels]
-        axes.bar(asked, 1, width=0.8, fill=False, edgecolor=DARK, linewidth=1.3, zorder=3)
+        axes.bar(asked, 1, width=0.8, fill=False, edgecolor=INK, linewidth=1.3, zorder=3)
         axes.set_ylabel(shape, fontsize=7.5)
     rows[-1].set_xticks(range(len(COLORS)), COLORS, fontsize=6.5)
 
 
 def _draw_bars(axes: Axes, values: Sequence[float], numbers: bool) -> None:
     axes.bar(range(len(values)), 1, width=0.8, color="#eff0f2", zorder=0)
-    axes.bar(range(len(values)), values, width=0.8, color=PALETTE.values(), zorder=1)
+    axes.bar(range(len(values)), values, width=0.8, color=OBJECT_COLORS.values(), zorder=1)
     axes.axhline(THRESHOLD, color="#9aa0a8", linewidth=0.7, linestyle=(0, (2, 2)), zorder=2)
     for x, value in enumerate(values if numbers else ()):
-        axes.text(x, 1.05, f"{value:.0%}", fontsize=6, ha="center", va="bottom", color=DARK)
+        color = INK if value >= THRESHOLD else FAINT
+        axes.text(x, 1.05, f"{value:.0%}", fontsize=6, ha="center", va="bottom", color=color)
     axes.set(ylim=(0, 1.25), yticks=[], xlim=(-0.5, len(values) - 0.5))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
 
 def draw_picker(
-    request: Request, noisy: Frame, picture: Tensor, probabilities: Tensor | None
+    labels: Sequence[str],
+    noisy: Frame,
+    picture: Tensor,
+    probabilities: Tensor | None,
+    text: str,
 ) -> Figure:
     """Draw the picker as it looks with a picture finished.
 
     Args:
-        request: What was asked for.
+        labels: What was asked for.
         noisy: A moment on the way.
         picture: The finished picture (3, 64, 64) in [-1, 1].
         probabilities: The evaluator's (24,), or None without one.
+        text: Up to three lines, for the bottom.
     """
-    figure = Figure((8.6, 4.6), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.7, 2.9))
-    _draw_objects(top.add_axes((0.005, 0, 0.99, 1)), request.labels)
-    panels = bottom.subfigures(1, 3, width_ratios=(1, 1, 1.3))
+    figure = Figure((8.6, 5.2), layout="constrained")
+    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(1.7, 2.9, 0.6))
+    _draw_objects(top.add_axes((0.005, 0, 0.99, 1)), labels)
+    bottom.text(0.01, 0.5, text, fontsize=8, color=INK, va="center", linespacing=1.5)
+    panels = middle.subfigures(1, 3, width_ratios=(1, 1, 1.3))
     resampling = Image.Resampling.NEAREST
     _draw_picture(panels[0], enlarge(noisy.xt, resampling), f"Noisy $x_t$, t = {noisy.t}")
     _draw_picture(panels[1], enlarge(picture), "Finished picture")
     if probabilities is not None:
-        draw_verdict(panels[2], request.labels, probabilities)
+        draw_verdict(panels[2], labels, probabilities)
     return figure
 
 
@@ -370,7 +375,7 @@ def _draw_picture(figure: SubFigure, image: Image.Image, caption: str) -> None:
     axes = figure.subplots()
     axes.imshow(image)
     axes.set_axis_off()
-    axes.set_title(caption, fontsize=8, color=DARK)
+    axes.set_title(caption, fontsize=8, color=INK)
 
 
 def _draw_objects(axes: Axes, labels: Sequence[str]) -> None:
@@ -380,21 +385,20 @@ def _draw_objects(axes: Axes, labels: Sequence[str]) -> None:
         y, x = divmod(index, len(COLORS))
         color, shape = label.split()
         box = {"boxstyle": "round,pad=0,rounding_size=0.08", "mutation_aspect": 0.5}
-        axes.add_patch(
-            FancyBboxPatch((x + 0.07, y + 0.12), 0.86, 0.76, color=PALETTE[color], lw=0, **box)
-        )
+        face = {"fc": OBJECT_COLORS[color], "lw": 0}
+        axes.add_patch(FancyBboxPatch((x + 0.07, y + 0.12), 0.86, 0.76, **face, **box))
         text = {"fontsize": 7, "ha": "center", "va": "center"}
         axes.text(x + 0.5, y + 0.5, f"{color}\n{shape}", color=ink(color), **text)
         if label in labels:
-            ring = FancyBboxPatch((x + 0.03, y + 0.05), 0.94, 0.9, fc="none", ec=DARK, lw=2, **box)
-            axes.add_patch(ring)
-            badge = {"boxstyle": "circle,pad=0.2", "fc": DARK, "ec": LIGHT}
+            ring = {"fc": "none", "ec": INK, "lw": 2}
+            axes.add_patch(FancyBboxPatch((x + 0.03, y + 0.05), 0.94, 0.9, **ring, **box))
+            badge = {"boxstyle": "circle,pad=0.2", "fc": INK, "ec": LIGHT}
             axes.text(x + 0.94, y + 0.16, "✓", color=LIGHT, bbox=badge, **text)
 
 
 def ink(color: str) -> str:
     """Return the text color that reads best on an object's color."""
-    return DARK if color in ("cyan", "yellow") else LIGHT
+    return INK if color in ("cyan", "yellow") else LIGHT
 
 
 def enlarge(
@@ -477,7 +481,8 @@ _CSS = """
 .lab7-sliders .widget-readout { width: 44px; min-width: 44px; }
 .lab7-buttons { gap: 8px; align-items: center; flex-wrap: wrap; }
 .lab7-buttons > .jupyter-button { width: 96px; margin: 0; border-radius: 5px; }
-.lab7-hint { flex: 1 1 200px; margin: 0 0 0 6px; }
+.lab7-hint { flex: 1 1 200px; height: auto; margin: 0 0 0 6px; }
+.lab7-hint .widget-html-content { line-height: 1.3; }
 .lab7-progress { width: 100%; height: 4px; }
 .lab7-progress .progress { height: 4px; border-radius: 2px; }
 .lab7-panels { gap: 12px; flex-wrap: wrap; align-items: flex-start; }
@@ -488,12 +493,12 @@ _CSS = """
 .lab7-panel sub { line-height: 0; }
 .lab7-status .widget-html-content > div { padding: 8px 12px; border-radius: 6px; line-height: 1.5;
   border-left: 4px solid #8a919c; background: var(--jp-layout-color2, #f3f4f6); }
-.lab7-status .widget-html-content > .lab7-done { border-color: #2e7d32; }
-.lab7-status .widget-html-content > .lab7-error { border-color: #c62828; color: #a31515; }
+.lab7-status .widget-html-content > .lab7-done { border-color: var(--jp-brand-color1, #1976d2); }
+.lab7-status .widget-html-content > .lab7-error { border-color: #d32f2f; }
 """
 _CSS += "".join(
     f".lab7-objects .lab7-{color}, .lab7-objects .lab7-{color}.mod-active "
-    f"{{ background: {PALETTE[color]}; color: {ink(color)}; }}\n"
+    f"{{ background: {OBJECT_COLORS[color]}; color: {ink(color)}; }}\n"
     for color in COLORS
 )
 _CSS += "".join(

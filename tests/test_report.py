@@ -1,17 +1,40 @@
-import runpy
+import importlib.util
+import json
+import shutil
 
+import numpy as np
+import pytest
 import torch
+from conftest import SCENES, scene_pictures, write_label_files
+from PIL import Image
 
+from lab7.dataset import to_float, write_pack
 from lab7.evaluator import Estimate, compute_scores
 from lab7.evaluator_training import EvaluatorConfig
 from lab7.experiments import get_experiment
 from lab7.labels import LABELS, decode, encode, load_conditions
-from lab7.results import RESULTS_DIR, aggregate, append_log, write_record
+from lab7.results import RESULTS_DIR, aggregate, append_log, published, read_record, write_record
 from lab7.sampling import to_grid
 
-BUILD = runpy.run_path(str(RESULTS_DIR.parent / "build.py"))
-build = BUILD["build"]
-SETS = ("test", "new_test", "valid", "unseen", "four_five")
+SETS = {
+    "test": [["red cube"], ["blue cube", "green sphere"]],
+    "new_test": [["red cube", "red sphere"], ["red sphere", "cyan cylinder", "cyan cube"]],
+    "valid": [["red cube", "blue cube"], ["gray cylinder"], ["cyan cube", "red cube"]],
+    "unseen": [["red cube", "green cube", "blue cube"]],
+    "four_five": [["red cube", "green cube", "blue cube", "cyan cube", "gray cube"]],
+}
+
+
+def load_build():
+    """The module of report/build.py, as the command line loads it."""
+    path = RESULTS_DIR.parent / "build.py"
+    spec = importlib.util.spec_from_file_location("report_build", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+report_build = load_build()
 
 
 def make_scores(conditions, errors, seed=0, repetitions=2):
@@ -107,3 +130,160 @@ def write_results(root, data, pictures, frames):
     write_sweep(root)
     write_generator(root, "ours", data, 0.01, pictures, frames)
     write_generator(root, "original-cosine", data, 0.05, pictures, frames)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A data set of three scenes with all condition files."""
+    root = tmp_path_factory.mktemp("data")
+    write_label_files(root)
+    for name, conditions in SETS.items():
+        (root / f"{name}.json").write_text(json.dumps(conditions))
+    scenes = [(scene, scene_pictures(labels)) for scene, labels in SCENES.items()]
+    write_pack(root / "pictures.zip", scenes, speed=8)
+    return root
+
+
+def pictures(count):
+    """Pictures (count, 3, 64, 64) in [-1, 1]."""
+    scene = torch.from_numpy(scene_pictures(["red cube", "blue sphere", "cyan cube"]))
+    return to_float(scene.permute(0, 3, 1, 2)).repeat(count, 1, 1, 1)[:count]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, data):
+    root = tmp_path_factory.mktemp("results")
+    write_results(root, data, pictures, pictures(10))
+    return root
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory, results, data):
+    """The folder of a finished report."""
+    output = tmp_path_factory.mktemp("built") / "report"
+    paths = report_build.build(output, results, data)
+    assert sorted(paths) == sorted(path for path in output.rglob("*") if path.is_file())
+    return output
+
+
+@pytest.fixture
+def work(tmp_path, report, results, data):
+    """All that report.typ reads, ready for `typeset`."""
+    shutil.copytree(report / "figures", tmp_path / "figures")
+    records = report_build.read_records(results)
+    report_build.gather(records, results, data, tmp_path)
+    return tmp_path
+
+
+def edit_json(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_report_is_a_pdf_and_a_page_that_needs_nothing_else(report):
+    assert (report / "report.pdf").read_bytes().startswith(b"%PDF-")
+    page = (report / "report.html").read_text()
+    figures = list((report / "figures").iterdir())
+    assert page.count("<img") == page.count('src="data:image/') == len(figures) == 11
+    assert page.count("alt=") == len(figures)
+
+
+def test_report_says_what_the_records_say(report, results):
+    page = (report / "report.html").read_text().replace("\xa0", " ")
+    for name, keys in {
+        "ours": ("test.scores.top_k", "new_test.scores.top_k", "unseen.scores.top_k"),
+        "evaluator": ("test.top_k", "test.exact_set", "test_small.exact_set"),
+        "original-cosine": ("test.scores.top_k", "new_test.scores.top_k"),
+    }.items():
+        record = read_record(name, results)
+        for key in keys:
+            value, low, high = (record.get(f"{key}.{part}") for part in ("value", "low", "high"))
+            assert f"{value:.3f} ({low:.3f}–{high:.3f})" in page, (name, key)
+    assert "6.54 million parameters" in page and "0.0123" in page and "10,000 steps" in page
+    for row in published()["original"]["experiments"].values():
+        assert f"<td>{row['test']:.3f}</td><td>{row['new_test']:.3f}</td>" in page
+    # Four of the original's experiments have no record, each stands in two columns.
+    assert page.count("<td>not run here</td>") == 8
+
+
+def test_report_counts_the_data(report):
+    page = (report / "report.html").read_text()
+    assert "The training set has 9 pictures" in page
+    assert "of the 276 pairs 3, and of the 2,024 triples 3" in page
+    assert "<td><code>valid.json</code></td><td>3</td><td>5</td>" in page
+
+
+def test_report_is_the_same_each_time(report, results, data, tmp_path):
+    for path in report_build.build(tmp_path / "again", results, data):
+        before = report / path.relative_to(tmp_path / "again")
+        assert path.read_bytes() == before.read_bytes(), path.name
+
+
+def test_pdf_has_no_warnings(work):
+    _, warnings = report_build.typst.compile_with_warnings(
+        work / "report.typ", root=work, format="pdf", ignore_system_fonts=True
+    )
+    assert [warning.message for warning in warnings] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "parent", "key", "message"),
+    [
+        ("ours/metrics.json", "training", "seconds", "seconds"),
+        ("ours/metrics.json", "unseen", "scores", "'ours' has no 'metrics.unseen.scores'"),
+        ("ours/config.json", "noise", "beta_schedule", "beta_schedule"),
+        ("evaluator/metrics.json", None, "test_small", "'evaluator' has no 'metrics.test_small"),
+        ("sweep/metrics.json", None, "guidance", "'sweep' has no 'metrics.guidance'"),
+    ],
+)
+def test_missing_key_is_named(work, file, parent, key, message):
+    def remove(content):
+        del (content[parent] if parent else content)[key]
+
+    edit_json(work / "results" / file, remove)
+    with pytest.raises(ValueError, match=message):
+        report_build.typeset(work, "pdf")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "message"),
+    [
+        ("sweep", None, "no record 'sweep'"),
+        ("ours", "test.seen", "record 'ours' has no 'test.seen'"),
+    ],
+)
+def test_missing_result_leaves_nothing_behind(results, data, tmp_path, name, key, message):
+    broken = tmp_path / "results"
+    shutil.copytree(results, broken)
+    if key is None:
+        shutil.rmtree(broken / name)
+    else:
+        edit_json(broken / name / "metrics.json", lambda metrics: metrics["test"].pop("seen"))
+    with pytest.raises(ValueError, match=message):
+        report_build.build(tmp_path / "report", broken, data)
+    assert not (tmp_path / "report").exists()
+
+
+def test_missing_picture_is_named(results, data, tmp_path):
+    broken = tmp_path / "results"
+    shutil.copytree(results, broken)
+    (broken / "ours" / "denoising.png").unlink()
+    with pytest.raises(FileNotFoundError, match="denoising.png"):
+        report_build.build(tmp_path / "report", broken, data)
+
+
+def test_text_that_no_longer_fits_the_model_stops_the_build(work):
+    def change(config):
+        config["noise"]["prediction_type"] = "epsilon"
+
+    edit_json(work / "results" / "ours" / "config.json", change)
+    with pytest.raises(ValueError, match="report.typ describes v-prediction"):
+        report_build.typeset(work, "html")
+
+
+def test_scenes_show_objects_being_added(report):
+    sheet = np.asarray(Image.open(report / "figures" / "scenes.png").convert("RGB"))
+    first, second = sheet[0:192, 0:192].astype(int), sheet[210:402, 0:192].astype(int)
+    assert sheet.shape[1] == 3 * 192 + 2 * 18  # three scenes side by side
+    assert np.abs(first - second).mean() > 2

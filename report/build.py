@@ -1,0 +1,199 @@
+"""Builds report.pdf and report.html from the records of the experiments.
+
+The text is report.typ. What it says about results it reads from the records, about the data from
+facts.json, which is counted here; the figures are drawn here from the same records. The same
+records give the same bytes.
+"""
+
+import dataclasses
+import io
+import json
+import shutil
+import tempfile
+import zipfile
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import typst
+from diffusers import DDPMScheduler
+from PIL import Image
+
+from lab7 import plots
+from lab7.dataset import DATA_DIR, IMAGE_SIZE, STEPS, write_atomically
+from lab7.experiments import EXPERIMENTS
+from lab7.labels import LABELS, load_conditions, read_json
+from lab7.results import RESULTS_DIR, Record, published, read_log, read_record, read_records
+
+HERE = Path(__file__).resolve().parent
+NEEDED = ("evaluator", "ours", "sweep")  # other records are optional
+SETS = ("test", "new_test", "valid", "unseen", "four_five")
+ORIGINAL = tuple(name for name in EXPERIMENTS if name.startswith("original-"))
+SCENES_SHOWN = 8
+
+
+def build(
+    output: str | Path, results: str | Path = RESULTS_DIR, data: str | Path = DATA_DIR
+) -> list[Path]:
+    """Draw the figures and typeset the report.
+
+    Args:
+        output: Folder for report.pdf, report.html and figures/.
+        results: Folder of the records.
+        data: Folder of the data set that the records are about.
+
+    Returns:
+        The files written; nothing is written unless all of it could be made.
+
+    Raises:
+        ValueError: A record or one of its keys is missing; the message names it.
+        FileNotFoundError: A picture, a log or a file of the data set is missing.
+        OSError: `output` cannot be written.
+    """
+    output, results, data = Path(output), Path(results), Path(data)
+    records = read_records(results) | {name: read_record(name, results) for name in NEEDED}
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        draw_figures(records, results, data, work / "figures")
+        gather(records, results, data, work)
+        for kind in ("html", "pdf"):
+            (work / f"report.{kind}").write_bytes(typeset(work, kind))
+        made = [*sorted((work / "figures").iterdir()), work / "report.html", work / "report.pdf"]
+        paths = [output / path.relative_to(work) for path in made]
+        for source, path in zip(made, paths, strict=True):
+            write_atomically(path, lambda file, source=source: file.write(source.read_bytes()))
+    return paths
+
+
+def draw_figures(records: dict[str, Record], results: Path, data: Path, folder: Path) -> None:
+    """Draw every figure of the report into a folder."""
+    folder.mkdir()
+    ours, evaluator, sweep = records["ours"], records["evaluator"], records["sweep"]
+    charts = {"scenes.png": draw_scenes(data)}
+    for name in ("test", "new_test"):
+        charts[f"{name}.png"] = draw_grid(name, ours, results, data)
+    frames = plots.split_grid(read_picture(results / "ours" / "denoising.png"))
+    captions = ["noise", *[""] * (len(frames) - 2), "picture"]
+    charts |= {
+        "denoising.png": plots.denoising_row(frames, captions),
+        "training.svg": plots.training_curve(read_log(results / "ours" / "log.jsonl")),
+        "sweep.svg": plots.sweep_curves({key: sweep.get(key) for key in ("guidance", "steps")}),
+        "accuracy.svg": draw_accuracy(records),
+        "original_by_epoch.svg": plots.accuracy_by_epoch(
+            published()["original"]["cosine_by_epoch"]
+        ),
+        "label_recall.svg": plots.label_heatmap(evaluator.get("recall_per_label")),
+        "by_count.svg": plots.scores_by_count(evaluator.get("by_count")),
+        "schedules.svg": draw_schedules(),
+    }
+    for name, chart in charts.items():
+        chart.save(folder / name)
+
+
+def draw_scenes(data: Path) -> plots.Chart:
+    """Show the first scenes of the set, a column each, objects added from top to bottom."""
+    labels = read_json(data / "train.json")
+    scenes = sorted({name.rsplit("_", 1)[0] for name in labels})[:SCENES_SHOWN]
+    with zipfile.ZipFile(data / "pictures.zip") as pack:
+        strips = [read_picture(io.BytesIO(pack.read(f"{name}.avif"))) for name in scenes]
+    shape = (len(strips), IMAGE_SIZE, STEPS, IMAGE_SIZE, 3)
+    pictures = np.stack(strips).reshape(shape).transpose(2, 0, 4, 1, 3)
+    rows = [f"{name}_{step}.png" for step in range(STEPS) for name in scenes]
+    captions = [labels[name][-1] for name in rows]
+    return plots.picture_grid(
+        pictures.reshape(-1, 3, IMAGE_SIZE, IMAGE_SIZE), captions, columns=len(scenes)
+    )
+
+
+def draw_grid(name: str, record: Record, results: Path, data: Path) -> plots.Chart:
+    """Show the first picture drawn for each condition, with what the evaluator sees in it."""
+    sheet = read_picture(results / record.name / f"{name}.png")
+    conditions = load_conditions(data / f"{name}.json")
+    return plots.picture_grid(
+        plots.split_grid(sheet)[: len(conditions)], conditions, record.get(f"{name}.seen")
+    )
+
+
+def draw_accuracy(records: dict[str, Record]) -> plots.Chart:
+    """Compare what was measured here with what others report."""
+    names = {"ours": "this model"} | {name: name.replace("-", ": ", 1) for name in ORIGINAL}
+    measured = {
+        label: {split: records[name].get(f"{split}.scores.top_k") for split in SETS[:2]}
+        for name, label in names.items()
+        if name in records
+    }
+    figures = {names[n]: row for n, row in published()["original"]["experiments"].items()}
+    peers = published()["peers"]
+    figures["peers: best"] = peers["best_unguided"]
+    figures["peers: evaluator guides"] = peers["best_guided"]
+    return plots.accuracy_dots(measured, figures)
+
+
+def draw_schedules() -> plots.Chart:
+    """Compare the noise schedules of the experiments."""
+    noise = {"linear": "original-baseline", "cosine": "ours"}
+    return plots.noise_schedules(
+        {
+            label: DDPMScheduler(**EXPERIMENTS[name].config.noise).alphas_cumprod
+            for label, name in noise.items()
+        }
+    )
+
+
+def gather(records: dict[str, Record], results: Path, data: Path, work: Path) -> None:
+    """Put all that report.typ reads into one folder."""
+    for name in ("report.typ", "references.yml"):
+        shutil.copy(HERE / name, work)
+    for name in records:
+        (work / "results" / name).mkdir(parents=True)
+        for file in ("config.json", "metrics.json"):
+            shutil.copy(results / name / file, work / "results" / name)
+    facts = {
+        "records": list(records),
+        "published": published(),
+        "training_set": count_pictures(list(read_json(data / "train.json").values())),
+        "sets": {name: count_conditions(load_conditions(data / f"{name}.json")) for name in SETS},
+        "experiments": {name: dataclasses.asdict(EXPERIMENTS[name]) for name in ORIGINAL},
+    }
+    (work / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def count_pictures(labels: list[list[str]]) -> dict:
+    """Count pictures by label, and the sets of labels that they show."""
+    by_label = Counter(label for row in labels for label in row)
+    shown = {frozenset(row) for row in labels}
+    possible = {k: [frozenset(c) for c in combinations(LABELS, k)] for k in (1, 2, 3)}
+    return {
+        "pictures": len(labels),
+        "fewest_of_a_label": min(by_label[label] for label in LABELS),
+        "most_of_a_label": max(by_label[label] for label in LABELS),
+        "sets": {k: len(sets) for k, sets in possible.items()},
+        "sets_shown": {k: sum(s in shown for s in sets) for k, sets in possible.items()},
+    }
+
+
+def count_conditions(conditions: list[tuple[str, ...]]) -> dict:
+    """Count conditions and objects of a condition file."""
+    by_count = Counter(map(len, conditions))
+    return {
+        "conditions": len(conditions),
+        "objects": sum(map(len, conditions)),
+        "by_count": {count: by_count[count] for count in sorted(by_count)},
+    }
+
+
+def read_picture(file: Path | io.BytesIO) -> np.ndarray:
+    """Read a picture, uint8 (H, W, 3)."""
+    with Image.open(file) as picture:
+        return np.array(picture.convert("RGB"))
+
+
+def typeset(work: Path, kind: str) -> bytes:
+    """Compile report.typ to "pdf" or "html"."""
+    try:
+        return typst.compile(
+            work / "report.typ", root=work, format=kind, ignore_system_fonts=True, timestamp=0
+        )
+    except typst.TypstError as error:
+        raise ValueError(f"the report cannot be built: {error.message}") from None

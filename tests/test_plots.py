@@ -1,0 +1,163 @@
+import io
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lab7 import plots
+from lab7.evaluator import Estimate
+from lab7.labels import LABELS
+from lab7.results import published
+from lab7.sampling import to_grid
+
+PICTURES = torch.randint(0, 256, (5, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(
+    torch.uint8
+)
+ESTIMATE = {"value": 0.9, "low": 0.85, "high": 0.93}
+SWEEP = {
+    "guidance": [
+        {"guidance_scale": w, "num_inference_steps": 20, "top_k": ESTIMATE, "exact_set": ESTIMATE}
+        for w in (1.0, 3.0)
+    ],
+    "steps": [
+        {"guidance_scale": 3.0, "num_inference_steps": n, "top_k": ESTIMATE, "exact_set": ESTIMATE}
+        for n in (10, 20)
+    ],
+}
+LOG = [{"images": 64 * i, "loss": 1 / i, "lr": 1e-3 / i} for i in range(1, 60)]
+CHARTS = {
+    "picture_grid": lambda: plots.picture_grid(PICTURES, [["red cube"]] * 5, [["gray cube"]] * 5),
+    "denoising_row": lambda: plots.denoising_row(PICTURES, ["noise", "", "", "", "picture"]),
+    "training_curve": lambda: plots.training_curve(LOG),
+    "accuracy_dots": lambda: plots.accuracy_dots(
+        {"ours": {"test": ESTIMATE, "new_test": Estimate(0.8, None, None)}},
+        published()["original"]["experiments"],
+    ),
+    "accuracy_by_epoch": lambda: plots.accuracy_by_epoch(
+        published()["original"]["cosine_by_epoch"]
+    ),
+    "sweep_curves": lambda: plots.sweep_curves(SWEEP),
+    "label_heatmap": lambda: plots.label_heatmap(dict.fromkeys(LABELS, 0.5) | {"red cube": None}),
+    "scores_by_count": lambda: plots.scores_by_count(
+        {1: {"top_k": ESTIMATE, "exact_set": ESTIMATE}}
+    ),
+    "noise_schedules": lambda: plots.noise_schedules({"one": torch.linspace(0.99, 0.01, 9)}),
+    "cooccurrence": lambda: plots.cooccurrence(torch.ones(24, 24)),
+    "label_similarity": lambda: plots.label_similarity(torch.eye(24)),
+    "verdict_bars": lambda: plots.verdict_bars(torch.rand(24), ["red cube"]),
+}
+
+
+def texts(chart):
+    found = chart.findobj(lambda artist: isinstance(artist, mpl.text.Text) and artist.get_text())
+    return [artist.get_text() for artist in found]
+
+
+def to_picture(chart):
+    data, _ = chart._repr_png_()
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_charts_show_themselves_in_notebooks(name):
+    picture = to_picture(CHARTS[name]())
+    assert picture.std() > 5  # not an empty sheet
+
+
+@pytest.mark.parametrize(("name", "kind"), [("picture_grid", "png"), ("accuracy_dots", "svg")])
+def test_files_are_the_same_each_time(tmp_path, name, kind):
+    for folder in ("first", "second"):
+        CHARTS[name]().save(tmp_path / folder / f"chart.{kind}")
+    first, second = (tmp_path / f / f"chart.{kind}" for f in ("first", "second"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_style_is_ours_and_stays_inside():
+    with mpl.rc_context({"font.size": 30, "axes.grid": False}):
+        chart = CHARTS["accuracy_by_epoch"]()
+        assert mpl.rcParams["font.size"] == 30
+    assert chart.axes[0].xaxis.label.get_size() == 8.5
+
+
+def test_pixels_become_sharp_squares_in_their_own_colors():
+    picture = to_picture(plots.picture_grid(PICTURES[:2]))
+    assert picture.shape == (128, 2 * 128 + 12, 3)
+    expected = PICTURES[1].permute(1, 2, 0).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    assert np.array_equal(picture[:, 140:], expected.numpy())
+
+
+def test_float_pictures_look_as_their_uint8():
+    floats = to_picture(plots.picture_grid(PICTURES.float() / 127.5 - 1))
+    assert np.array_equal(floats, to_picture(plots.picture_grid(PICTURES)))
+
+
+def test_rows_break_after_the_columns():
+    assert [plots.picture_grid(PICTURES, columns=n).get_figheight() for n in (5, 3, 1)] == (
+        pytest.approx([0.75, 2 * 0.75 + 18 / 256, 5 * 0.75 + 4 * 18 / 256])
+    )
+
+
+def test_captions_mark_what_the_evaluator_misses_and_adds():
+    wanted, seen = [["red cube", "blue cube"]], [["blue cube", "gray sphere"]]
+    chart = plots.picture_grid(PICTURES[:1], wanted, seen)
+    assert texts(chart) == ["✗ red cube", "blue cube", "+ gray sphere"]
+    colors = [text.get_color() for text in chart.texts]
+    assert colors == [plots.ORANGE, plots.INK, plots.ORANGE]
+
+
+@pytest.mark.parametrize("count", [2, 5, 9, 16])
+def test_split_grid_takes_a_sheet_apart(count):
+    pictures = torch.cat([PICTURES] * 4)[:count]
+    sheet = to_grid(pictures.float() / 127.5 - 1)
+    assert np.array_equal(plots.split_grid(sheet)[:count], pictures.numpy())
+
+
+def test_intervals_are_drawn_where_they_are():
+    chart = plots.accuracy_dots({"ours": {"test": ESTIMATE, "new_test": Estimate(0.8, None, None)}})
+    spans = [
+        container.lines[2][0].get_segments()[0][:, 0]
+        for axes in chart.axes
+        for container in axes.containers
+    ]
+    assert np.allclose(spans, [[0.85, 0.93], [0.8, 0.8]])
+
+
+def test_published_figures_stand_beside_those_measured():
+    chart = CHARTS["accuracy_dots"]()
+    names = [text.get_text() for text in chart.axes[0].get_yticklabels()]
+    assert names == ["ours", *published()["original"]["experiments"]]
+    diamonds = chart.axes[1].lines[0].get_xdata()
+    assert list(diamonds) == [
+        row["new_test"] for row in published()["original"]["experiments"].values()
+    ]
+
+
+def test_heat_map_writes_each_value_and_leaves_gaps():
+    values = {label: index / 100 for index, label in enumerate(LABELS)} | {"red cube": None}
+    found = texts(plots.label_heatmap(values, "{:.2f}"))
+    assert {f"{index / 100:.2f}" for index in range(24) if LABELS[index] != "red cube"} < set(found)
+    assert found.count("–") == 1
+
+
+def test_sweep_marks_the_generators_own_settings():
+    chart = plots.sweep_curves(SWEEP)
+    own = [axes.lines[0].get_xdata()[0] for axes in chart.axes]
+    assert own == [3.0, 20]
+
+
+def test_table_is_markdown():
+    rows = [["`test`", "0.912 (0.88–0.94)"], ["`new_test`", "not run here"], ["`valid`", 0.5]]
+    assert plots.table(["set", "top-k"], rows).splitlines() == [
+        "| set | top-k |",
+        "| --- | ---: |",
+        "| `test` | 0.912 (0.88–0.94) |",
+        "| `new_test` | not run here |",
+        "| `valid` | 0.5 |",
+    ]
+
+
+def test_interval_text_takes_records_and_estimates():
+    assert plots.interval_text(ESTIMATE) == "0.900 (0.850–0.930)"
+    assert plots.interval_text(Estimate(0.5, None, None)) == "0.500"
