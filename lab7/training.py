@@ -34,7 +34,7 @@ from lab7.pipeline import (
     load_pipeline,
     save_pipeline,
 )
-from lab7.results import append_log
+from lab7.results import append_log, environment
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 # What may differ between a run and its resumption: none of it changes the course of training.
@@ -154,7 +154,8 @@ def train(
     Args:
         config: What to do.
         dataset: The pictures.
-        output_dir: Gets config.json, log.jsonl, states/, pipeline/ and TensorBoard's files.
+        output_dir: Gets config.json, environment.json, log.jsonl, states/, pipeline/ and
+            TensorBoard's files.
         resume: Whether to go on from the latest state in `output_dir`; otherwise what is there
             is replaced.
         max_seconds: Save and stop after so many seconds of this call.
@@ -454,12 +455,13 @@ def _prepare_folder(output_dir: Path, config: TrainConfig, resume: bool) -> Path
     if not resume:
         for name in ("states", "tensorboard", "pipeline"):
             shutil.rmtree(output_dir / name, ignore_errors=True)
-        for name in ("config.json", "log.jsonl"):
+        for name in ("config.json", "environment.json", "log.jsonl"):
             (output_dir / name).unlink(missing_ok=True)
     if path.exists():
         _check_same_run(path, config)
     output_dir.mkdir(parents=True, exist_ok=True)
     _write(path, config.to_json())
+    _write(output_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
     return output_dir
 
 

@@ -72,6 +72,7 @@ def write_generator(root, name, data, errors, pictures, frames):
         "images_per_second": 59.2,
         "final_loss": 0.0123,
         "parameters": 6_543_210,
+        "machine": "a processor of two cores",
     }
     config = get_experiment(name).config
     folder = write_record(name, config, metrics, root)
