@@ -10,7 +10,7 @@ from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, ImagePipelineOutput
+from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
@@ -207,7 +207,9 @@ def convert_scheduler(
 
     Returns:
         The scheduler. For DPM-Solver, whose steps are even in log-SNR, the cosine schedule's end
-        (log-SNR below -5.1, where beta was clipped) is left out, as diffusers advises.
+        (log-SNR below -5.1, where beta was clipped) is left out, as diffusers advises. DDIM's time
+        steps are set to "trailing": its formula steps back by T // n, which others do not line up
+        with.
 
     Raises:
         ValueError: If no compatible scheduler has that name.
@@ -222,6 +224,8 @@ def convert_scheduler(
     cosine = scheduler.config.beta_schedule == "squaredcos_cap_v2"
     if cosine and "lambda_min_clipped" in _parameters(cls):
         options = {"lambda_min_clipped": -5.1} | options
+    if cls is DDIMScheduler:
+        options = {"timestep_spacing": "trailing"} | options
     return cls.from_config(scheduler.config, **options)
 
 

@@ -273,3 +273,11 @@ def test_bad_arguments(arguments, message):
 def test_unknown_scheduler():
     with pytest.raises(ValueError, match="unknown scheduler 'ddimm': did you mean 'ddim'"):
         convert_scheduler(DDPMScheduler(), "ddimm")
+
+
+def test_ddim_steps_line_up_with_its_formula():
+    scheduler = convert_scheduler(DDPMScheduler(), "ddim")
+    scheduler.set_timesteps(50)
+    steps = scheduler.timesteps.tolist()
+    assert steps[0] == 999
+    assert {a - b for a, b in zip(steps, steps[1:], strict=False)} == {1000 // 50}
