@@ -52,8 +52,8 @@ def resolve_root(root: str | Path | None = None) -> Path:
     """Return the data folder: the argument, else the one `LAB7_DATA` names, else the embedded set.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it is a file.
+        FileNotFoundError: There is no such folder.
+        ValueError: It is a file.
     """
     return _existing_folder(root or os.environ.get("LAB7_DATA") or DATA_DIR)
 
@@ -64,7 +64,7 @@ class ICLEVRDataset(torch.utils.data.Dataset):
     Rows stand in the order of the file names, that is by scene and then by step.
 
     Args:
-        root: data folder, see `resolve_root`. A folder with `iclevr/` is the course's, with PNGs
+        root: Data folder, see `resolve_root`. A folder with `iclevr/` is the course's, with PNGs
             of 320×240 (or 64×64); one with `pictures.zip` is an embedded set.
         split: `<split>.json` maps picture names to labels. The course has "train".
 
@@ -75,8 +75,8 @@ class ICLEVRDataset(torch.utils.data.Dataset):
         labels: N tuples of labels in the order in which the objects were added.
 
     Raises:
-        FileNotFoundError: the folder or the split's file does not exist.
-        ValueError: the folder is not the course's, a label or picture is wrong or missing, or the
+        FileNotFoundError: The folder or the split's file does not exist.
+        ValueError: The folder is not the course's, a label or picture is wrong or missing, or the
             pack is broken; the message names it.
     """
 
@@ -102,15 +102,15 @@ def load_images(folder: str | Path, count: int | None = None) -> torch.Tensor:
     """Read the pictures `0.png, 1.png, …` of a folder.
 
     Args:
-        folder: holds PNGs of 64×64 (or 320×240); files with other names are left alone.
-        count: how many there have to be; None takes all.
+        folder: Holds PNGs of 64×64 (or 320×240); files with other names are left alone.
+        count: How many there have to be; None takes all.
 
     Returns:
         (N, 3, 64, 64) uint8, in the order of the numbers.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: a picture is missing or unreadable, or there are more than `count`.
+        FileNotFoundError: There is no such folder.
+        ValueError: A picture is missing or unreadable, or there are more than `count`.
     """
     folder = _existing_folder(folder)
     numbers = [int(name[1]) for name in map(_NUMBERED.fullmatch, os.listdir(folder)) if name]
@@ -139,12 +139,12 @@ def write_pack(
     its name only when it is complete.
 
     Args:
-        path: the zip to write.
-        scenes: pairs of a scene's name ("CLEVR_train_000123") and its pictures, uint8
+        path: The zip to write.
+        scenes: Pairs of a scene's name ("CLEVR_train_000123") and its pictures, uint8
             (3, 64, 64, 3): step, row, column, RGB.
-        quality: of AVIF, 0 … 100.
-        subsampling: of the color planes; anything but "4:4:4" blurs colors.
-        speed: of the encoder, 0 (smallest file) … 10 (fastest).
+        quality: Of AVIF, 0 … 100.
+        subsampling: Of the color planes; anything but "4:4:4" blurs colors.
+        speed: Of the encoder, 0 (smallest file) … 10 (fastest).
     """
 
     def encode_strip(name: str) -> bytes:
@@ -185,8 +185,8 @@ def read_pack(path: str | Path) -> tuple[list[str], np.ndarray]:
         takes them.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the zip or one of its strips is broken.
+        FileNotFoundError: No such file.
+        ValueError: The zip or one of its strips is broken.
     """
     with _open_pack(Path(path)) as pack:
         scenes = sorted(name.removesuffix(".avif") for name in pack.namelist())
@@ -195,21 +195,27 @@ def read_pack(path: str | Path) -> tuple[list[str], np.ndarray]:
     return scenes, pictures.transpose(0, 1, 3, 4, 2)
 
 
-def write_atomically(path: Path, write: Callable[[io.BufferedWriter], None]) -> None:
-    """Let `write` fill a file under a temporary name in the same folder, then rename it.
+def write_atomically(
+    path: Path, content: str | bytes | Callable[[io.BufferedWriter], None]
+) -> None:
+    """Write a file under a temporary name in the same folder, then rename it.
 
     Args:
-        path: the file to make or replace; folders that it needs are made.
-        write: gets the open binary file. If it fails, nothing is left behind.
+        path: The file to make or replace; folders that it needs are made.
+        content: A text, bytes, or a function that gets the open binary file. If it fails, nothing
+            is left behind.
 
     Raises:
-        OSError: no permission, no space, or a file where a folder is needed.
+        OSError: No permission, no space, or a file where a folder is needed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with open(descriptor, "wb") as file:
-            write(file)
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
         os.chmod(name, 0o644)  # mkstemp lets nobody but the owner read
         os.replace(name, path)
     except BaseException:

@@ -70,8 +70,8 @@ class Evaluator:
     """Holds the classifier and scores pictures with it, always in float32.
 
     Args:
-        network: maps (B, 3, 64, 64) to (B, 24) probabilities.
-        device: where it runs; None takes the best there is.
+        network: Maps (B, 3, 64, 64) to (B, 24) probabilities.
+        device: Where it runs; None takes the best there is.
     """
 
     def __init__(self, network: nn.Module, device: str | torch.device | None = None):
@@ -85,14 +85,14 @@ class Evaluator:
         """Load trained weights.
 
         Args:
-            path: our weights (`*.safetensors`) or the course's `checkpoint.pth`, whose weights
+            path: Our weights (`*.safetensors`) or the course's `checkpoint.pth`, whose weights
                 are under the key "model". None takes `checkpoint.pth` from the folder that
                 `LAB7_DATA` names where there is one, else the weights that come with the project.
-            device: see `Evaluator`.
+            device: See `Evaluator`.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it does not hold weights of this network, or anything but weights.
+            FileNotFoundError: There is no such file.
+            ValueError: It does not hold weights of this network, or anything but weights.
         """
         network = build_network()
         path = default_weights() if path is None else Path(path)
@@ -105,7 +105,7 @@ class Evaluator:
             name: (tensor.half() if tensor.ndim > 1 else tensor).cpu().contiguous()
             for name, tensor in self.network.state_dict().items()
         }
-        write_atomically(Path(path), lambda file: file.write(safetensors.torch.save(tensors)))
+        write_atomically(Path(path), safetensors.torch.save(tensors))
 
     @torch.inference_mode()
     def predict(self, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
@@ -113,13 +113,13 @@ class Evaluator:
 
         Args:
             images: (B, 3, 64, 64), float in [-1, 1] or uint8.
-            batch_size: pictures at a time; it does not change the result beyond float rounding.
+            batch_size: Pictures at a time; it does not change the result beyond float rounding.
 
         Returns:
             (B, 24) float32 in [0, 1], on the CPU.
 
         Raises:
-            ValueError: pictures of another shape.
+            ValueError: Pictures of another shape.
         """
         if images.ndim != 4 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
             wanted = f"(B, 3, {IMAGE_SIZE}, {IMAGE_SIZE})"
@@ -156,7 +156,7 @@ def top_k_accuracy(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
         labels: (B, 24) multi-hot.
 
     Raises:
-        ValueError: other shapes, or no label at all.
+        ValueError: Other shapes, or no label at all.
     """
     counts = _count(probabilities, labels)
     return float(counts["hits"].sum() / counts["labels"].sum())
@@ -192,7 +192,7 @@ def compute_scores(
             together. None: every picture has its own.
 
     Raises:
-        ValueError: other shapes, or no label at all.
+        ValueError: Other shapes, or no label at all.
     """
     counts = _count(probabilities, labels)
     num_pictures = len(labels)

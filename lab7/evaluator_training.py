@@ -78,17 +78,17 @@ def train_evaluator(
         images: (N, 3, 64, 64) uint8. Rows in the order of the scenes, so that no scene is on both
             sides of a cut: the last rows are the test's, those before are for validation.
         labels: (N, 24) multi-hot.
-        config: the settings.
+        config: The settings.
         output: safetensors file, replaced whenever the validation pictures are judged better.
-        run_name: name of the record, see `write_record`.
-        results_root: folder of the records.
-        device: where to train; None takes the best there is.
+        run_name: Name of the record, see `write_record`.
+        results_root: Folder of the records.
+        device: Where to train; None takes the best there is.
 
     Returns:
         The evaluator as loaded from `output`, whose scores are the record's.
 
     Raises:
-        ValueError: arrays that do not fit each other, or too few pictures to train on.
+        ValueError: Arrays that do not fit each other, or too few pictures to train on.
     """
     train, validation, test = _split(images, labels, config)
     device = torch.device(device or default_device())
@@ -134,11 +134,11 @@ def train_on_renders(
     """Train the classifier on the embedded pictures and on further renders of 1 … 5 objects.
 
     Args:
-        renders: folder that `python -m lab7 render evaluator` wrote; validation and test pictures
+        renders: Folder that `python -m lab7 render evaluator` wrote; validation and test pictures
             are its last ones.
         output: safetensors file; None replaces the weights that come with the project.
-        epochs: passes over the pictures; None takes the default.
-        device: where to train; None takes the best there is.
+        epochs: Passes over the pictures; None takes the default.
+        device: Where to train; None takes the best there is.
     """
     sets = [ICLEVRDataset(DATA_DIR), ICLEVRDataset(renders)]
     images = torch.cat([part.images for part in sets])
@@ -186,8 +186,8 @@ def augment(images: Tensor, config: EvaluatorConfig, generator: torch.Generator)
 
     Args:
         images: (B, 3, 64, 64) uint8.
-        config: how much; all amounts 0 and `small_share` 1 leaves the course's recipe.
-        generator: source of the random numbers, on the pictures' device.
+        config: How much; all amounts 0 and `small_share` 1 leaves the course's recipe.
+        generator: Source of the random numbers, on the pictures' device.
 
     Returns:
         (B, 3, 64, 64) float32 in [-1, 1], or a little outside where grain was added.

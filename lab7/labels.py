@@ -26,10 +26,10 @@ def parse_label(text: str) -> str:
     """Return the label that a text names, whatever its case and spacing.
 
     Args:
-        text: for instance "red cube" or " Red  CUBE ".
+        text: For instance "red cube" or " Red  CUBE ".
 
     Raises:
-        ValueError: it is none of the 24 labels; the message names the nearest.
+        ValueError: It is none of the 24 labels; the message names the nearest.
     """
     if not isinstance(text, str):
         raise ValueError(f"a label is a text such as 'red cube', not {text!r}")
@@ -48,10 +48,10 @@ def parse_labels(labels: Sequence[str]) -> tuple[str, ...]:
     """Return the condition that a list of labels makes.
 
     Args:
-        labels: distinct labels in any case and spacing; an empty list is the null condition.
+        labels: Distinct labels in any case and spacing; an empty list is the null condition.
 
     Raises:
-        ValueError: an unknown label, one given twice, or a single text instead of a list.
+        ValueError: An unknown label, one given twice, or a single text instead of a list.
     """
     if not isinstance(labels, (list, tuple)):
         raise ValueError(f"a condition is a list of labels such as ['red cube'], not {labels!r}")
@@ -66,10 +66,10 @@ def parse_condition(text: str) -> tuple[str, ...]:
     """Return the condition written as labels with commas between them.
 
     Args:
-        text: for instance "red cube, blue cylinder".
+        text: For instance "red cube, blue cylinder".
 
     Raises:
-        ValueError: no label at all, an unknown one, or one given twice.
+        ValueError: No label at all, an unknown one, or one given twice.
     """
     if not text.strip(" ,"):
         raise ValueError(f"empty condition {text!r}: write labels such as 'red cube, cyan sphere'")
@@ -86,7 +86,7 @@ def encode(conditions: Sequence[Sequence[str]]) -> torch.Tensor:
         (B, 24) float32, 1 at the labels of each condition and 0 elsewhere.
 
     Raises:
-        ValueError: a flat list of labels, an unknown label, or one given twice.
+        ValueError: A flat list of labels, an unknown label, or one given twice.
     """
     if isinstance(conditions, str) or any(isinstance(labels, str) for labels in conditions):
         raise ValueError(f"expected a list of label lists such as {_EXAMPLE}, not {conditions!r}")
@@ -104,7 +104,7 @@ def decode(multi_hot: torch.Tensor) -> list[tuple[str, ...]]:
         multi_hot: (B, 24), 1 (or anything above 0.5) where a label is present.
 
     Raises:
-        ValueError: the tensor is not (B, 24).
+        ValueError: The tensor is not (B, 24).
     """
     if multi_hot.ndim != 2 or multi_hot.shape[1] != NUM_LABELS:
         raise ValueError(f"expected a tensor (B, {NUM_LABELS}), not {tuple(multi_hot.shape)}")
@@ -118,8 +118,8 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        FileNotFoundError: no such file; the message names the nearest one in the folder.
-        ValueError: the file is not JSON.
+        FileNotFoundError: No such file; the message names the nearest one in the folder.
+        ValueError: The file is not JSON.
     """
     path = Path(path)
     if not path.exists():
@@ -140,8 +140,8 @@ def load_conditions(path: str | Path) -> list[tuple[str, ...]]:
         One condition a row, labels in the order of the file.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not JSON, no or empty conditions, a flat list, or a wrong label; the message
+        FileNotFoundError: No such file.
+        ValueError: Not JSON, no or empty conditions, a flat list, or a wrong label; the message
             names the file and the row.
     """
     rows = read_json(path)
@@ -164,8 +164,8 @@ def load_objects(path: str | Path) -> dict[str, int]:
     """Read objects.json and check that it numbers the labels as `LABELS` does.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a label is missing, unknown, or numbered otherwise.
+        FileNotFoundError: No such file.
+        ValueError: A label is missing, unknown, or numbered otherwise.
     """
     objects = read_json(path)
     if not isinstance(objects, dict):

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.path import Path as Outline
 from matplotlib.ticker import EngFormatter, FuncFormatter
 
 from lab7.dataset import IMAGE_SIZE, to_uint8, write_atomically
+from lab7.evaluator import THRESHOLD
 from lab7.labels import COLORS, LABELS, SHAPES
 
 BLUE, ORANGE, GREEN, INK, FAINT = "#0072B2", "#D55E00", "#009E73", "#222222", "#8C8C8C"
@@ -74,8 +75,7 @@ class Chart(Figure):
     def save(self, path: str | Path) -> None:
         """Write a `.png` (three dots a pixel of a picture) or `.svg`, the same bytes each time."""
         path = Path(path)
-        data = self._render(path.suffix[1:], 3 * IMAGE_SIZE / _TILE)
-        write_atomically(path, lambda file: file.write(data))
+        write_atomically(path, self._render(path.suffix[1:], 3 * IMAGE_SIZE / _TILE))
 
     def _render(self, kind: str, dpi: float) -> bytes:
         buffer = io.BytesIO()
@@ -370,24 +370,32 @@ def label_similarity(values: Any) -> Chart:
 
 
 @_styled
-def verdict_bars(probabilities: Any, condition: Sequence[str], threshold: float = 0.5) -> Chart:
-    """Show what the evaluator sees in one picture.
+def verdict_bars(probabilities: Any, condition: Sequence[str]) -> Chart:
+    """Show what the evaluator sees in one picture; see `draw_verdict`."""
+    chart = Chart(figsize=(WIDTH, 2.4), layout="constrained")
+    draw_verdict(chart, condition, probabilities)
+    return chart
+
+
+def draw_verdict(
+    figure: Figure | SubFigure, condition: Sequence[str], probabilities: Any | None
+) -> None:
+    """Draw the evaluator's probabilities as bars: a row a shape, a column a color.
 
     Args:
-        probabilities: (24,), in the order of LABELS.
-        condition: What the picture should show; these labels are set in bold.
-        threshold: A label counts as seen from here on.
+        figure: Empty.
+        condition: What was asked for: these bars are outlined.
+        probabilities: (24,), in the order of LABELS, or None before there is a verdict.
     """
-    chart, (axes,) = _panels(2.2)
-    colors = [OBJECT_COLORS[label.split()[0]] for label in LABELS]
-    axes.bar(range(len(LABELS)), np.asarray(probabilities), color=colors, edgecolor=FAINT, lw=0.5)
-    axes.axhline(threshold, color=INK, linewidth=0.8, linestyle=":")
-    axes.set_xticks(range(len(LABELS)), LABELS, rotation=60, ha="right", rotation_mode="anchor")
-    for text, label in zip(axes.get_xticklabels(), LABELS, strict=True):
-        text.set_weight("bold" if label in condition else "normal")
-    axes.grid(False, axis="x")
-    axes.set(ylabel="probability", ylim=(0, 1.02), xlim=(-0.7, len(LABELS) - 0.3))
-    return chart
+    figure.suptitle("Evaluator's verdict (outlined: asked for)", fontsize=8, color=INK)
+    values = np.zeros(len(LABELS)) if probabilities is None else np.asarray(probabilities)
+    rows = figure.subplots(len(SHAPES), 1, sharex=True, sharey=True)
+    for axes, shape, part in zip(rows, SHAPES, values.reshape(len(SHAPES), -1), strict=True):
+        _draw_bars(axes, part, probabilities is not None)
+        asked = [x for x, color in enumerate(COLORS) if f"{color} {shape}" in condition]
+        axes.bar(asked, 1, width=0.8, fill=False, edgecolor=INK, linewidth=1.3, zorder=3)
+        axes.set_ylabel(shape, fontsize=7.5)
+    rows[-1].set_xticks(range(len(COLORS)), COLORS, fontsize=6.5)
 
 
 def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
@@ -417,6 +425,20 @@ def _label_matrix(values: np.ndarray, name: str, **colors: Any) -> Chart:
     axes.spines[:].set_visible(False)
     chart.colorbar(image, label=name, shrink=0.6).outline.set_visible(False)
     return chart
+
+
+def _draw_bars(axes: Axes, values: Sequence[float], numbers: bool) -> None:
+    places = range(len(values))
+    axes.bar(places, 1, width=0.8, color="#eff0f2", zorder=0)
+    axes.bar(places, values, width=0.8, color=OBJECT_COLORS.values(), zorder=1)
+    axes.axhline(THRESHOLD, color="#9aa0a8", linewidth=0.7, linestyle=(0, (2, 2)), zorder=2)
+    for x, value in enumerate(values if numbers else ()):
+        color = INK if value >= THRESHOLD else FAINT
+        axes.text(x, 1.05, f"{value:.0%}", fontsize=6, ha="center", va="bottom", color=color)
+    axes.set(ylim=(0, 1.25), yticks=[], xlim=(-0.5, len(values) - 0.5))
+    axes.tick_params(length=0)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
 
 
 def _judged(wanted: Sequence[str], seen: Sequence[str]) -> list[str]:

@@ -47,10 +47,10 @@ class Record:
         """Return one metric.
 
         Args:
-            key: its path with dots, for instance "test.top_k.value".
+            key: Its path with dots, for instance "test.top_k.value".
 
         Raises:
-            ValueError: the record has no such metric; the message names the nearest.
+            ValueError: The record has no such metric; the message names the nearest.
         """
         value: Any = self.metrics
         for depth, part in enumerate(key.split(".")):
@@ -75,21 +75,21 @@ def write_record(
     """Write down a run; one of the same name is replaced.
 
     Args:
-        run_name: name of the folder: letters, digits, `-`, `_` and `.`.
-        config: the settings, a dict or a dataclass.
-        metrics: what was measured, a dict or a dataclass; may hold dataclasses (`Scores`), tensors
+        run_name: Name of the folder: letters, digits, `-`, `_` and `.`.
+        config: The settings, a dict or a dataclass.
+        metrics: What was measured, a dict or a dataclass; may hold dataclasses (`Scores`), tensors
             and arrays. Counts (pictures, conditions) belong here, beside what they are counts of.
-        root: folder of the records.
-        seeds: the random seeds of the run.
-        weights: file or folder whose hash is noted.
+        root: Folder of the records.
+        seeds: The random seeds of the run.
+        weights: File or folder whose hash is noted.
 
     Returns:
         The record's folder.
 
     Raises:
-        ValueError: a name that is no folder name, "environment" among the metrics, or a value
+        ValueError: A name that is no folder name, "environment" among the metrics, or a value
             that JSON does not know (NaN).
-        OSError: no permission, or a file where a folder is needed.
+        OSError: No permission, or a file where a folder is needed.
     """
     if not _NAME.fullmatch(run_name):
         raise ValueError(f"a record's name is letters, digits, '-', '_' and '.', not {run_name!r}")
@@ -102,7 +102,7 @@ def write_record(
     texts = {"config.json": _dump(config), "metrics.json": _dump(metrics)}
     folder = Path(root) / run_name
     for name, text in texts.items():
-        write_atomically(folder / name, lambda file, text=text: file.write(text.encode()))
+        write_atomically(folder / name, text)
     return folder
 
 
@@ -110,7 +110,7 @@ def read_record(run_name: str, root: str | Path = RESULTS_DIR) -> Record:
     """Read one record.
 
     Raises:
-        ValueError: there is none of that name; the message names the nearest.
+        ValueError: There is none of that name; the message names the nearest.
     """
     folder = Path(root) / run_name
     if not (folder / "metrics.json").is_file():
@@ -140,8 +140,8 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     """Read the rows of a JSON-lines file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is not JSON.
+        FileNotFoundError: There is no such file.
+        ValueError: A line is not JSON.
     """
     path, rows = Path(path), []
     if not path.is_file():
@@ -160,7 +160,7 @@ def aggregate(values: Sequence[float]) -> Estimate:
     The interval is Student's: mean ± t(0.975, n - 1)·s/√n. A single value has none.
 
     Raises:
-        ValueError: no values.
+        ValueError: No values.
     """
     if len(values) == 0:
         raise ValueError("there is nothing to aggregate: no values")

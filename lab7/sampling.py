@@ -32,21 +32,21 @@ def write_samples(
     evaluator: Evaluator | None = None,
     progress: bool = True,
 ) -> dict:
-    """Draws one picture for each condition into a folder as the course wants it handed in.
+    """Draw one picture for each condition into a folder as the course wants it handed in.
 
     The folder gets `0.png` … in the order of the conditions, `grid.png` with eight a row,
     `denoising.png` and `samples.json` with the settings, the conditions and the scores. It appears
     when all of it is done.
 
     Args:
-        pipeline: the generator.
+        pipeline: The generator.
         conditions: N lists of labels.
-        output: folder to write; pictures of an earlier call in it are replaced.
-        seed: condition i has the seed `seed + i`.
-        num_inference_steps: of sampling; None takes the pipeline's own.
-        guidance_scale: of classifier-free guidance; None takes the pipeline's own.
-        evaluator: the judge; None leaves the scores out.
-        progress: whether to show a progress bar.
+        output: Folder to write; pictures of an earlier call in it are replaced.
+        seed: Condition i has the seed `seed + i`.
+        num_inference_steps: Of sampling; None takes the pipeline's own.
+        guidance_scale: Of classifier-free guidance; None takes the pipeline's own.
+        evaluator: The judge; None leaves the scores out.
+        progress: Whether to show a progress bar.
 
     Returns:
         What samples.json holds.
@@ -85,7 +85,7 @@ def denoising_frames(
     guidance_scale: float | None = None,
     count: int = DENOISING_FRAMES,
 ) -> Tensor:
-    """Returns the way from noise to picture, (count, 3, 64, 64) in [-1, 1].
+    """Return the way from noise to picture, (count, 3, 64, 64) in [-1, 1].
 
     The frames are xt at steps evenly spread over the reverse process; the first is noise, the last
     the picture. With fewer steps than frames every step is shown once.
@@ -106,7 +106,7 @@ def denoising_frames(
 
 
 def to_grid(images: Tensor, columns: int = GRID_COLUMNS) -> Image.Image:
-    """Puts pictures (B, 3, H, W) in [-1, 1] on one sheet, by torchvision's `make_grid`."""
+    """Put pictures (B, 3, H, W) in [-1, 1] on one sheet, by torchvision's `make_grid`."""
     (sheet,) = to_pil(make_grid(images.cpu(), nrow=columns, pad_value=1.0)[None])
     return sheet
 
@@ -122,7 +122,7 @@ def _judge(evaluator: Evaluator, images: Tensor, labels: Tensor) -> dict:
 
 @contextlib.contextmanager
 def _finished_folder(output: Path) -> Iterator[Path]:
-    """Gives a temporary folder, whose files move to `output` if the block ends without an error."""
+    """Give a temporary folder, whose files move to `output` if the block ends without an error."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file, not a folder: choose another output")
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -119,11 +119,11 @@ def render_set(
     """Renders planned scenes into `output`/pictures.zip and the labels into `output`/train.json.
 
     Args:
-        plans: the scenes.
-        output: folder of the finished set.
-        work: folder that keeps what is rendered so far; started again with the same scenes and the
+        plans: The scenes.
+        output: Folder of the finished set.
+        work: Folder that keeps what is rendered so far; started again with the same scenes and the
             same renderer, the work goes on there.
-        workers: processes; None takes one for each processor.
+        workers: Processes; None takes one for each processor.
     """
     chunks = [plans[start : start + CHUNK] for start in range(0, len(plans), CHUNK)]
     jobs = [(chunk, Path(work) / f"{_fingerprint(chunk)}.npy") for chunk in chunks]
@@ -152,7 +152,7 @@ def write_json(path: Path, content) -> None:
         text = "{\n" + ",\n".join(lines) + "\n}\n"
     else:
         text = "[\n" + ",\n".join(json.dumps(value) for value in content) + "\n]\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, text)
 
 
 def _fingerprint(plans: list[ScenePlan]) -> str:

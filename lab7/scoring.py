@@ -28,20 +28,20 @@ def score_pipeline(
     guidance_scale: float | None = None,
     progress: bool = True,
 ) -> tuple[dict[str, Any], Tensor]:
-    """Draws every condition several times and scores the pictures.
+    """Draw every condition several times and score the pictures.
 
     Every picture counts: none is drawn again or chosen, and the evaluator has no part in drawing.
 
     Args:
-        pipeline: the generator.
-        evaluator: the judge.
+        pipeline: The generator.
+        evaluator: The judge.
         conditions: N lists of labels.
         repetitions: R pictures of each condition. Condition i has the seed
             `first_seed + r * N + i` in repetition r.
-        first_seed: see `repetitions`.
-        num_inference_steps: of sampling; None takes the pipeline's own.
-        guidance_scale: of classifier-free guidance; None takes the pipeline's own.
-        progress: whether to show a progress bar.
+        first_seed: See `repetitions`.
+        num_inference_steps: Of sampling; None takes the pipeline's own.
+        guidance_scale: Of classifier-free guidance; None takes the pipeline's own.
+        progress: Whether to show a progress bar.
 
     Returns:
         The scores with their settings, and the pictures (R·N, 3, 64, 64) in [-1, 1], repetition
@@ -85,21 +85,21 @@ def record_generator(
     root: Path = RESULTS_DIR,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Scores a generator on each set of conditions and writes it all down.
+    """Score a generator on each set of conditions and write it all down.
 
     Beside config.json and metrics.json the record gets the grids of `test` and `new_test` (the
     first repetition) and the denoising row.
 
     Args:
-        name: of the record.
-        pipeline: the generator.
-        evaluator: the judge.
-        condition_sets: lists of conditions by name.
-        repetitions: pictures of each condition.
-        checkpoint: folder that the pipeline was loaded from; where it lies in the folder of a
+        name: Of the record.
+        pipeline: The generator.
+        evaluator: The judge.
+        condition_sets: Lists of conditions by name.
+        repetitions: Pictures of each condition.
+        checkpoint: Folder that the pipeline was loaded from; where it lies in the folder of a
             training run, the record gets the run's configuration and log.
-        root: folder of the records.
-        settings: of sampling, see `score_pipeline`.
+        root: Folder of the records.
+        settings: Of sampling, see `score_pipeline`.
 
     Returns:
         The metrics, by name of the set.
@@ -129,7 +129,7 @@ def record_generator(
 
 
 def training_summary(log: list[dict], pipeline: ConditionalDDPMPipeline) -> dict[str, Any]:
-    """Returns what a training took, from the last row of its log."""
+    """Return what a training took, from the last row of its log."""
     last = log[-1]
     return {
         "steps": last["step"],
@@ -152,7 +152,7 @@ def record_sweep(
     checkpoint: Path,
     root: Path = RESULTS_DIR,
 ) -> dict[str, Any]:
-    """Scores guidance scales at the pipeline's own number of steps, and the other way round.
+    """Score guidance scales at the pipeline's own number of steps, and the other way round.
 
     Returns:
         "guidance" and "steps": lists of rows with the settings and the pooled scores.

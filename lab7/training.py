@@ -1,14 +1,11 @@
 """Training of a ConditionalUNet: one configuration, one run that can be stopped and resumed."""
 
-import difflib
 import json
 import math
-import os
 import shutil
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,8 +22,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from lab7.checkpoints import load_latest, save_state
-from lab7.dataset import to_float
+from lab7.dataset import to_float, write_atomically
 from lab7.devices import bfloat16_is_faster, default_device, has_compiler
+from lab7.experiments import TrainConfig
 from lab7.model import ConditionalUNet
 from lab7.pipeline import (
     ConditionalDDPMPipeline,
@@ -36,97 +34,8 @@ from lab7.pipeline import (
 )
 from lab7.results import append_log, environment
 
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 # What may differ between a run and its resumption: none of it changes the course of training.
 FREE_FIELDS = ("precision", "compile", "log_every", "save_every", "tensorboard")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides what a training run does.
-
-    Attributes:
-        unet: Arguments of `ConditionalUNet`.
-        noise: Arguments of diffusers' `DDPMScheduler`: beta_schedule, prediction_type, ….
-        num_steps: Optimizer steps of the whole training.
-        budget_seconds: Time of the whole training in seconds, over all resumptions; the learning
-            rate then runs out with the time or the steps, whichever is first. None: no limit.
-        batch_size: Pictures a step.
-        learning_rate: Highest learning rate of AdamW.
-        warmup_steps: Steps in which the learning rate rises from 0 to its highest.
-        weight_decay: Decoupled weight decay of AdamW.
-        max_grad_norm: The gradient's norm is clipped to this.
-        label_dropout: Probability that a picture's condition is replaced by the null condition.
-        ema_decay: Highest decay of the moving average of the weights, a step; 0: no average.
-        snr_gamma: Min-SNR weighting of the loss (Hang et al. 2023, eq. 8); None: no weighting.
-        seed: Of the initial weights, the order of the pictures, the noise and the dropout.
-        init_from: Folder of a saved pipeline whose weights to start from; None: random weights.
-        precision: "float32", or "bfloat16" or "float16" autocast; "auto" takes bfloat16 where it
-            is faster.
-        compile: Whether to use `torch.compile`, which takes about a minute to pay off.
-        log_every: Steps between two rows of the log.
-        save_every: Steps between two saved states.
-        tensorboard: Whether to write TensorBoard's event files too.
-        scheduler: Scheduler saved for sampling; a name for `convert_scheduler`.
-        scheduler_options: Its settings beyond the noise schedule.
-        num_inference_steps: Steps of sampling, saved as the default.
-        guidance_scale: Guidance of sampling, saved as the default.
-    """
-
-    unet: dict[str, Any] = field(default_factory=dict)
-    noise: dict[str, Any] = field(default_factory=dict)
-    num_steps: int = 42_300
-    budget_seconds: float | None = None
-    batch_size: int = 64
-    learning_rate: float = 1e-4
-    warmup_steps: int = 500
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    label_dropout: float = 0.0
-    ema_decay: float = 0.0
-    snr_gamma: float | None = None
-    seed: int = 0
-    init_from: str | None = None
-    precision: str = "auto"
-    compile: bool = False
-    log_every: int = 50
-    save_every: int = 1000
-    tensorboard: bool = True
-    scheduler: str = "ddpm"
-    scheduler_options: dict[str, Any] = field(default_factory=dict)
-    num_inference_steps: int = 1000
-    guidance_scale: float = 1.0
-
-    def __post_init__(self):
-        for name in ("num_steps", "batch_size", "learning_rate", "log_every", "save_every"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} {getattr(self, name)} must be above 0")
-        for name in ("label_dropout", "ema_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} {getattr(self, name)} is not within 0 … 1")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"unknown precision {self.precision!r}: choose one of {PRECISIONS}")
-
-    def to_json(self) -> str:
-        """Write the configuration as JSON."""
-        return json.dumps(asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> "TrainConfig":
-        """Read what `to_json` wrote.
-
-        Raises:
-            ValueError: If it is not a JSON object or holds an unknown field.
-        """
-        values = json.loads(text)
-        if not isinstance(values, dict):
-            raise ValueError("a training configuration is a JSON object")
-        names = [f.name for f in fields(cls)]
-        for name in values:
-            if name not in names:
-                close = difflib.get_close_matches(name, names, 1, cutoff=0)[0]
-                raise ValueError(f"unknown field {name!r}: did you mean {close!r}?")
-        return cls(**values)
 
 
 class Pictures(Protocol):
@@ -459,9 +368,8 @@ def _prepare_folder(output_dir: Path, config: TrainConfig, resume: bool) -> Path
             (output_dir / name).unlink(missing_ok=True)
     if path.exists():
         _check_same_run(path, config)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    _write(path, config.to_json())
-    _write(output_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    write_atomically(path, config.to_json())
+    write_atomically(output_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
     return output_dir
 
 
@@ -479,13 +387,7 @@ def _trim_log(path: Path, step: int) -> None:
     """Drop the rows beyond the state that a run goes on from: it will write them again."""
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        _write(path, "".join(line for line in lines if json.loads(line)["step"] <= step))
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+        write_atomically(path, "".join(line for line in lines if json.loads(line)["step"] <= step))
 
 
 def _mix(*numbers: int) -> int:

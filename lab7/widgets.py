@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 
 import ipywidgets as widgets
 from matplotlib.axes import Axes
@@ -20,7 +21,7 @@ from torch import Tensor
 from lab7.evaluator import THRESHOLD, Evaluator
 from lab7.labels import COLORS, LABELS, SHAPES, encode, parse_labels
 from lab7.pipeline import ConditionalDDPMPipeline, to_pil
-from lab7.plots import FAINT, INK, OBJECT_COLORS
+from lab7.plots import INK, OBJECT_COLORS, draw_verdict
 
 STATIC = "LAB7_STATIC"  # environment variable: 1 shows a picture of the picker, not the widget
 MOST_TRAINED = 3  # objects in the pictures that the generator learned from
@@ -308,40 +309,6 @@ def summarize(labels: Sequence[str], probabilities: Tensor | None) -> list[str]:
     return [asked, f"The evaluator sees: {found} – {judgement}"]
 
 
-def draw_verdict(
-    figure: Figure | SubFigure, labels: Sequence[str], probabilities: Tensor | None
-) -> None:
-    """Draw the evaluator's probabilities as bars, laid out like the grid of objects.
-
-    Args:
-        figure: Empty.
-        labels: What was asked for: these bars are outlined.
-        probabilities: (24,), or None before there is a verdict.
-    """
-    figure.suptitle("Evaluator's verdict (outlined: asked for)", fontsize=8, color=INK)
-    values = [0.0] * len(LABELS) if probabilities is None else probabilities.tolist()
-    rows = figure.subplots(len(SHAPES), 1, sharex=True, sharey=True)
-    for row, (axes, shape) in enumerate(zip(rows, SHAPES, strict=True)):
-        first = row * len(COLORS)
-        _draw_bars(axes, values[first : first + len(COLORS)], probabilities is not None)
-        asked = [x for x, color in enumerate(COLORS) if f"{color} {shape}" in labels]
-        axes.bar(asked, 1, width=0.8, fill=False, edgecolor=INK, linewidth=1.3, zorder=3)
-        axes.set_ylabel(shape, fontsize=7.5)
-    rows[-1].set_xticks(range(len(COLORS)), COLORS, fontsize=6.5)
-
-
-def _draw_bars(axes: Axes, values: Sequence[float], numbers: bool) -> None:
-    axes.bar(range(len(values)), 1, width=0.8, color="#eff0f2", zorder=0)
-    axes.bar(range(len(values)), values, width=0.8, color=OBJECT_COLORS.values(), zorder=1)
-    axes.axhline(THRESHOLD, color="#9aa0a8", linewidth=0.7, linestyle=(0, (2, 2)), zorder=2)
-    for x, value in enumerate(values if numbers else ()):
-        color = INK if value >= THRESHOLD else FAINT
-        axes.text(x, 1.05, f"{value:.0%}", fontsize=6, ha="center", va="bottom", color=color)
-    axes.set(ylim=(0, 1.25), yticks=[], xlim=(-0.5, len(values) - 0.5))
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-
-
 def draw_picker(
     labels: Sequence[str],
     noisy: Frame,
@@ -452,50 +419,7 @@ _ICONS = {
     "cylinder": '<ellipse cx="12" cy="5.2" rx="8" ry="3.2"/><path d="M4 7.6c2 3 14 3 16 0V19'
     'c-2 4-14 4-16 0Z" opacity=".65"/>',
 }
-_CSS = """
-.lab7-picker { max-width: 860px; padding: 9px 9px 4px 4px; gap: 10px; overflow: visible; }
-.lab7-picker > * { margin: 0; overflow: visible; }
-.lab7-picker > .widget-html:first-child { display: none; }
-.lab7-objects { display: grid; grid-template-columns: repeat(8, minmax(0, 1fr)); gap: 8px; }
-.lab7-objects .widget-toggle-button {
-  display: flex; align-items: center; gap: 5px; position: relative; width: auto; height: 42px;
-  margin: 0; padding: 0 5px; border-radius: 7px; border: 0; font-size: 11.5px; line-height: 1.2;
-  text-align: left; white-space: normal; word-spacing: 100vw; overflow: visible; box-shadow: none;
-}
-.lab7-objects .widget-toggle-button::before {
-  content: ""; flex: none; width: 20px; height: 20px; background: currentColor;
-}
-.lab7-objects .widget-toggle-button:hover { filter: brightness(1.12); }
-.lab7-objects .widget-toggle-button.mod-active {
-  box-shadow: 0 0 0 2px var(--jp-layout-color0, #fff), 0 0 0 4px var(--jp-ui-font-color0, #000);
-}
-.lab7-objects .widget-toggle-button.mod-active::after {
-  content: "✓"; position: absolute; top: -7px; right: -7px; width: 17px; height: 17px;
-  border-radius: 50%; font-size: 11px; line-height: 17px; text-align: center;
-  background: var(--jp-ui-font-color0, #000); color: var(--jp-layout-color0, #fff);
-}
-.lab7-picker button:focus-visible { outline: 3px solid #ff9d00; outline-offset: 4px; }
-.lab7-sliders { gap: 16px; flex-wrap: wrap; }
-.lab7-sliders > .widget-slider { flex: 1 1 210px; width: auto; margin: 0; }
-.lab7-sliders .widget-label { width: auto; min-width: 0; }
-.lab7-sliders .widget-readout { width: 44px; min-width: 44px; }
-.lab7-buttons { gap: 8px; align-items: center; flex-wrap: wrap; }
-.lab7-buttons > .jupyter-button { width: 96px; margin: 0; border-radius: 5px; }
-.lab7-hint { flex: 1 1 200px; height: auto; margin: 0 0 0 6px; }
-.lab7-hint .widget-html-content { line-height: 1.3; }
-.lab7-progress { width: 100%; height: 4px; }
-.lab7-progress .progress { height: 4px; border-radius: 2px; }
-.lab7-panels { gap: 12px; flex-wrap: wrap; align-items: flex-start; }
-.lab7-panel { flex: 1 1 180px; max-width: 256px; gap: 2px; overflow: visible; }
-.lab7-panel:nth-child(3) { flex: 1.4 1 260px; max-width: 340px; }
-.lab7-panel img { width: 100%; max-width: none; margin: 0; border-radius: 6px; }
-.lab7-panel .lab7-caption { margin: 0; text-align: center; color: var(--jp-ui-font-color1, #444); }
-.lab7-panel sub { line-height: 0; }
-.lab7-status .widget-html-content > div { padding: 8px 12px; border-radius: 6px; line-height: 1.5;
-  border-left: 4px solid #8a919c; background: var(--jp-layout-color2, #f3f4f6); }
-.lab7-status .widget-html-content > .lab7-done { border-color: var(--jp-brand-color1, #1976d2); }
-.lab7-status .widget-html-content > .lab7-error { border-color: #d32f2f; }
-"""
+_CSS = Path(__file__).with_name("picker.css").read_text(encoding="utf-8")
 _CSS += "".join(
     f".lab7-objects .lab7-{color}, .lab7-objects .lab7-{color}.mod-active "
     f"{{ background: {OBJECT_COLORS[color]}; color: {ink(color)}; }}\n"

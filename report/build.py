@@ -62,7 +62,7 @@ def build(
         made = [*sorted((work / "figures").iterdir()), work / "report.html", work / "report.pdf"]
         paths = [output / path.relative_to(work) for path in made]
         for source, path in zip(made, paths, strict=True):
-            write_atomically(path, lambda file, source=source: file.write(source.read_bytes()))
+            write_atomically(path, source.read_bytes())
     return paths
 
 

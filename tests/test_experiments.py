@@ -6,9 +6,8 @@ from math import prod
 import pytest
 import torch
 
-from lab7.experiments import EXPERIMENTS, get_experiment
+from lab7.experiments import EXPERIMENTS, TrainConfig, get_experiment
 from lab7.model import ConditionalUNet
-from lab7.training import TrainConfig
 
 
 def count_parameters(name: str) -> int:

@@ -12,12 +12,11 @@ from diffusers import DDPMScheduler
 from diffusers.optimization import get_cosine_schedule_with_warmup
 
 import lab7.training
-from lab7.experiments import get_experiment
+from lab7.experiments import TrainConfig, get_experiment
 from lab7.pipeline import load_pipeline
 from lab7.training import (
     PictureOrder,
     Run,
-    TrainConfig,
     choose_precision,
     diffusion_loss,
     learning_rate,
