@@ -266,13 +266,16 @@ def report(output: Path = ROOT / "build" / "report") -> None:
     """Build the report, as PDF and HTML, from report/results/.
 
     Args:
-        output: Folder for report.pdf, report.html and their figures.
+        output: Folder for report.pdf, report.html and their figures. With the project's own
+            folder, report, the README's table is renewed too.
     """
     spec = importlib.util.spec_from_file_location("report_build", ROOT / "report" / "build.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     for path in module.build(output):
         print(f"saved {path}")
+    if output.resolve() == ROOT / "report":
+        module.write_readme(module.read_records(), ROOT / "README.md")
 
 
 def _conditions(name: str) -> list[tuple[str, ...]]:

@@ -5,6 +5,7 @@ the course's folder has one PNG per picture in `iclevr/`. Either is decoded once
 raw bytes in the user's cache, which later runs map into memory instead of reading it.
 """
 
+import errno
 import hashlib
 import io
 import os
@@ -221,6 +222,17 @@ def write_atomically(
     except BaseException:
         os.unlink(name)
         raise
+
+
+def require_writable(folder: Path) -> None:
+    """Make a folder that long work will write to, and find out now whether it may.
+
+    Raises:
+        OSError: No permission, a read-only place, or a file where a folder is needed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def _existing_folder(folder: str | Path) -> Path:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from lab7.dataset import DATA_DIR, IMAGE_SIZE, ICLEVRDataset
+from lab7.dataset import DATA_DIR, IMAGE_SIZE, ICLEVRDataset, require_writable
 from lab7.devices import bfloat16_is_faster, default_device
 from lab7.evaluator import (
     WEIGHTS,
@@ -91,6 +91,8 @@ def train_evaluator(
         ValueError: Arrays that do not fit each other, or too few pictures to train on.
     """
     train, validation, test = _split(images, labels, config)
+    for file in (Path(output), Path(results_root) / run_name / "metrics.json"):
+        require_writable(file.parent)
     device = torch.device(device or default_device())
     torch.manual_seed(config.seed)
     log = Path(results_root) / run_name / "log.jsonl"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lab7.dataset import write_atomically
+from lab7.dataset import require_writable, write_atomically
 from lab7.evaluator import THRESHOLD, Evaluator, compute_scores, exact_set_accuracy, top_k_accuracy
 from lab7.labels import decode, encode, read_json
 from lab7.pipeline import ConditionalDDPMPipeline
@@ -104,6 +104,7 @@ def record_generator(
     Returns:
         The metrics, by name of the set.
     """
+    require_writable(root / name)
     metrics, grids = {}, {}
     for key, conditions in condition_sets.items():
         metrics[key], images = score_pipeline(
@@ -157,6 +158,8 @@ def record_sweep(
     Returns:
         "guidance" and "steps": lists of rows with the settings and the pooled scores.
     """
+
+    require_writable(root / name)
 
     def row(**settings) -> dict[str, Any]:
         metrics, _ = score_pipeline(pipeline, evaluator, conditions, repetitions, **settings)

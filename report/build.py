@@ -31,6 +31,7 @@ NEEDED = ("evaluator", "ours", "sweep")  # other records are optional
 SETS = ("test", "new_test", "valid", "unseen", "four_five")
 ORIGINAL = tuple(name for name in EXPERIMENTS if name.startswith("original-"))
 SCENES_SHOWN = 8
+README_MARKS = ("<!-- results -->", "<!-- /results -->")
 
 
 def build(
@@ -139,6 +140,41 @@ def draw_schedules() -> plots.Chart:
             for label, name in noise.items()
         }
     )
+
+
+def write_readme(records: dict[str, Record], readme: Path) -> None:
+    """Put the table of accuracies between the marks of a README."""
+    begin, end = README_MARKS
+    before, rest = readme.read_text(encoding="utf-8").split(begin)
+    _, after = rest.split(end)
+    text = f"{before}{begin}\n{accuracy_table(records)}\n{end}{after}"
+    write_atomically(readme, text)
+
+
+def accuracy_table(records: dict[str, Record]) -> str:
+    """Write the accuracies of this model and of others as Markdown, with how they came about."""
+    ours, others = records["ours"], published()
+    experiments = others["original"]["experiments"].values()
+    best = max(experiments, key=lambda row: row["test"] + row["new_test"])
+    splits = ("test", "new_test", "unseen")
+    rows = [
+        ["**this model**", *(plots.interval_text(ours.get(f"{x}.scores.top_k")) for x in splits)]
+    ]
+    for name, row in {
+        "original report, best of its experiments": best,
+        "best public repository without the evaluator's help": others["peers"]["best_unguided"],
+    }.items():
+        rows.append([name, *(f"{row[x]:.3f}" if x in row else "–" for x in splits)])
+    header = ["accuracy", "`test`", "`new_test`", "`unseen`: triples never trained on"]
+    hours = ours.get("training.seconds") / 3600
+    note = (
+        f"This model has {ours.get('training.parameters') / 1e6:.1f} million parameters and was "
+        f"trained for {hours:.1f} hours on {ours.get('training.machine')}. Its pictures, "
+        f"{ours.get('test.repetitions')} of each condition, none chosen, took "
+        f"{ours.get('test.num_inference_steps')} steps each; in brackets 95 % intervals. The other "
+        "rows are as published: another evaluator, the course's conditions, one draw."
+    )
+    return plots.table(header, rows) + f"\n\n{note}"
 
 
 def gather(records: dict[str, Record], results: Path, data: Path, work: Path) -> None:

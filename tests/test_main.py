@@ -1,14 +1,18 @@
 """The command line: what it writes and prints, and one-line errors with exit code 2."""
 
 import json
+import os
 import pickle
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from lab7.__main__ import main
+from lab7.__main__ import ROOT, main
 from lab7.dataset import DATA_DIR
 from lab7.evaluator import Evaluator, build_network
 
@@ -145,6 +149,21 @@ def test_bad_weights_are_refused(run, saved_pipeline, tmp_path):
     torch.save({"model": state | {"fc.0.bias": torch.zeros(10)}}, path)
     assert_fails(run(*given, saved_pipeline, *evaluator), "fc.0.bias", "(10,)", "(24,)")
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs the permissions of Unix")
+def test_places_without_permission_are_named(tmp_path):
+    # Permissions stop root only when it has given up the right to pass over them.
+    bound = ["setpriv", "--bounding-set", "-dac_override"] if os.geteuid() == 0 else []
+    if bound and shutil.which("setpriv") is None:
+        pytest.skip("as root this test needs setpriv, of util-linux")
+    tmp_path.chmod(0o555)
+    for command in (["train", "smoke", "--output"], ["render", "--output"]):
+        arguments = [*bound, sys.executable, "-m", "lab7", *command, tmp_path / "mine"]
+        done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+        where = str(tmp_path / "mine")
+        assert_fails((done.returncode, done.stdout, done.stderr), "Permission denied", where)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_output_that_is_a_file_is_refused(run, tiny, tmp_path):

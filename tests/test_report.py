@@ -208,6 +208,26 @@ def test_report_says_what_the_records_say(report, results):
     assert page.count("<td>not run here</td>") == 8
 
 
+def test_readme_table_says_what_the_records_say(results, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    records = report_build.read_records(results)
+    report_build.write_readme(records, readme)
+    report_build.write_readme(records, readme)
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- results -->\n| accuracy |") and "old" not in text
+    assert text.endswith("\n<!-- /results -->\nafter\n")
+    for split in ("test", "new_test", "unseen"):
+        assert (
+            "{value:.3f} ({low:.3f}–{high:.3f})".format(
+                **read_record("ours", results).get(f"{split}.scores.top_k")
+            )
+            in text
+        )
+    assert "| 0.931 | 0.976 | – |" in text and "| 0.972 | 0.964 | – |" in text
+    assert "trained for 3.0 hours on a processor of two cores" in text
+
+
 def test_report_counts_the_data(report):
     page = (report / "report.html").read_text()
     assert "The training set has 9 pictures" in page
