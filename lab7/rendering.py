@@ -78,11 +78,11 @@ class Scene:
 
 
 def sample_scene(labels: Sequence[str], rng: np.random.Generator) -> Scene:
-    """Places the labels' objects at random so that each shows at least 200 pixels at 320×240.
+    """Place the labels' objects at random so that each shows at least 200 pixels at 320×240.
 
     Args:
-        labels: one to five labels; the first object stands at the origin.
-        rng: source of all randomness.
+        labels: One to five labels; the first object stands at the origin.
+        rng: Source of all randomness.
     """
     while True:
         scene = Scene(
@@ -118,7 +118,7 @@ def _apart(offset: np.ndarray, axes: np.ndarray) -> bool:
 
 
 def visible_pixels(scene: Scene) -> np.ndarray:
-    """Counts the pixels that show each object at 320×240, shape (n,)."""
+    """Count the pixels that show each object at 320×240, shape (n,)."""
     mi = _mitsuba()
     integrator = {"type": "aov", "aovs": "index:shape_index"}
     image = np.array(mi.render(_build(scene, integrator, FULL_SIZE, 1, lights=False), seed=0))
@@ -127,12 +127,12 @@ def visible_pixels(scene: Scene) -> np.ndarray:
 
 
 def render(scene: Scene, seed: int = 0, samples_per_pixel: int = SAMPLES_PER_PIXEL) -> np.ndarray:
-    """Renders a scene as the course's pictures look after loading.
+    """Render a scene as the course's pictures look after loading.
 
     Args:
-        scene: what to draw.
-        seed: of the renderer's sampling noise.
-        samples_per_pixel: a square number; 25 leave noise of about one grey level.
+        scene: What to draw.
+        seed: Of the renderer's sampling noise.
+        samples_per_pixel: A square number; 25 leave noise of about one grey level.
 
     Returns:
         uint8 sRGB picture (64, 64, 3), squeezed from 4:3 without keeping the aspect.
@@ -168,7 +168,7 @@ def _mitsuba():
 
 
 def _build(scene: Scene, integrator: dict, size: tuple[int, int], spp: int, seed=0, lights=True):
-    """Assembles the Mitsuba scene; objects come first, so that their shape indices are 1, 2, …"""
+    """Assemble the Mitsuba scene; objects come first, so that their shape indices are 1, 2, …"""
     mi = _mitsuba()
     look_at = mi.ScalarTransform4f().look_at
     camera = [c + o for c, o in zip(CAMERA, scene.camera_offset, strict=True)]

@@ -1,4 +1,4 @@
-"""Draws the embedded data set: which labels stand in which scene, and the condition files.
+"""Draw the embedded data set: which labels stand in which scene, and the condition files.
 
 The lists have the course's format and statistics but are draws of our own from a fixed seed:
 train.json has 6,003 scenes of three objects, one picture for each object added, and leaves out 136
@@ -40,7 +40,7 @@ class ScenePlan:
 
 
 def draw_conditions(seed: int = SEED) -> dict[str, list[Condition]]:
-    """Draws the condition files: test, new_test, valid, unseen and four_five.
+    """Draw the condition files: test, new_test, valid, unseen and four_five.
 
     test has 6 singles, 12 pairs and 14 triples; new_test 12 pairs and 20 triples, most of them with
     a color or a shape in common; valid 128 conditions that are in none of the others; unseen the
@@ -84,7 +84,7 @@ def _shared(condition: Condition) -> int:
 
 
 def draw_train(seed: int = SEED) -> list[ScenePlan]:
-    """Draws the 6,003 training scenes: every triple that is not unseen at least once."""
+    """Draw the 6,003 training scenes: every triple that is not unseen at least once."""
     rng = np.random.default_rng([seed, 1])
     unseen = {frozenset(c) for c in draw_conditions(seed)["unseen"]}
     triples = [t for t in itertools.combinations(LABELS, 3) if frozenset(t) not in unseen]
@@ -94,7 +94,7 @@ def draw_train(seed: int = SEED) -> list[ScenePlan]:
 
 
 def draw_evaluator(num_scenes: int = NUM_EVALUATOR_SCENES, seed: int = SEED) -> list[ScenePlan]:
-    """Draws scenes of five objects for the evaluator: pictures of 1, 2 or 3, of 4 and of 5."""
+    """Draw scenes of five objects for the evaluator: pictures of 1, 2 or 3, of 4 and of 5."""
     rng = np.random.default_rng([seed, 2])
     return [
         ScenePlan(
@@ -107,7 +107,7 @@ def draw_evaluator(num_scenes: int = NUM_EVALUATOR_SCENES, seed: int = SEED) -> 
 
 
 def render_scene(plan: ScenePlan, seed: int = SEED) -> np.ndarray:
-    """Renders one planned scene, uint8 (3, 64, 64, 3); the same for the same name and seed."""
+    """Render one planned scene, uint8 (3, 64, 64, 3); the same for the same name and seed."""
     number = int.from_bytes(hashlib.sha256(f"{seed} {plan.name}".encode()).digest()[:8], "big")
     scene = rendering.sample_scene(plan.labels, np.random.default_rng(number))
     return np.stack([rendering.render(scene.first(k), (number + k) % 2**31) for k in plan.counts])
@@ -116,7 +116,7 @@ def render_scene(plan: ScenePlan, seed: int = SEED) -> np.ndarray:
 def render_set(
     plans: list[ScenePlan], output: Path, work: Path, workers: int | None = None
 ) -> None:
-    """Renders planned scenes into `output`/pictures.zip and the labels into `output`/train.json.
+    """Render planned scenes into `output`/pictures.zip and the labels into `output`/train.json.
 
     Args:
         plans: The scenes.
@@ -146,7 +146,7 @@ def render_set(
 
 
 def write_json(path: Path, content) -> None:
-    """Writes JSON, one entry a line, under a temporary name first."""
+    """Write JSON, one entry a line, under a temporary name first."""
     if isinstance(content, dict):
         lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items()]
         text = "{\n" + ",\n".join(lines) + "\n}\n"
