@@ -1,4 +1,4 @@
-"""Draw the embedded data set: which labels stand in which scene, and the condition files.
+"""The embedded data set: which labels stand in which scene, and the condition files.
 
 The lists have the course's format and statistics but are draws of our own from a fixed seed:
 train.json has 6,003 scenes of three objects, one picture for each object added, and leaves out 136
