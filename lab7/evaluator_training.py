@@ -49,6 +49,7 @@ class EvaluatorConfig:
 
     small_size: int = 32  # pixels a side that a picture is shrunk to before it is scaled back
     small_share: float = 0.5  # share of the pictures that are shrunk: scores are of sharp ones too
+    mirrored_share: float = 0.5  # share of the pictures whose left and right are exchanged
     shift: float = 2.0  # ± pixels, across and down
     zoom: float = 0.06  # ± share of the size, across and down
     blur: float = 0.5  # pixels, largest standard deviation of a Gaussian
@@ -207,7 +208,7 @@ def augment(images: Tensor, config: EvaluatorConfig, generator: torch.Generator)
 
 
 def _resample(x: Tensor, config: EvaluatorConfig, generator: torch.Generator) -> Tensor:
-    """Shift, zoom, shrink and blur.
+    """Mirror, shift, zoom, shrink and blur.
 
     Each of these is a matrix for the rows and one for the columns of a picture, so their products
     do all of it in two multiplications.
@@ -225,10 +226,12 @@ def _resample(x: Tensor, config: EvaluatorConfig, generator: torch.Generator) ->
     blur = torch.exp(-((at[:, None] - at) ** 2) / (2 * sigma**2))
     soften = blur / blur.sum(2, keepdim=True) @ torch.where(chosen, small, identity.to(device))
     axes = []
-    for _ in range(2):
+    for mirrored_share in (0, config.mirrored_share):
         middle = (size - 1) / 2 + _uniform((count, 1), config.shift, generator)
         zoom = 1 + _uniform((count, 1), config.zoom, generator)
         source = (middle + (at - (size - 1) / 2) / zoom).clamp(0, size - 1)
+        mirrored = torch.rand(count, 1, generator=generator, device=device) < mirrored_share
+        source = torch.where(mirrored, size - 1 - source, source)
         linear = (1 - (source[:, :, None] - at).abs()).clamp(min=0)
         axes.append((soften @ linear)[:, None])
     down, across = axes

@@ -178,13 +178,16 @@ def published() -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Return where a number comes from: versions, commit, machine, date (UTC)."""
+    """Return where a number comes from: versions, commit, machine, date (UTC).
+
+    `git_changes` tells whether the package differed from the commit.
+    """
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_changes": bool(_git("status", "--porcelain")),
+        "git_changes": bool(_git("status", "--porcelain", "--", "lab7")),
         "machine": describe_machine(),
     }
 

@@ -9,8 +9,8 @@ from lab7.evaluator_training import EvaluatorConfig, augment, shrink, train_eval
 from lab7.results import read_log, read_record
 
 PLAIN = EvaluatorConfig(
-    small_share=1, shift=0, zoom=0, blur=0, brightness=0, contrast=0, hue=0, saturation=0,
-    white_balance=0, gamma=0, shade=0, noise=0,
+    small_share=1, mirrored_share=0, shift=0, zoom=0, blur=0, brightness=0, contrast=0, hue=0,
+    saturation=0, white_balance=0, gamma=0, shade=0, noise=0,
 )  # fmt: skip
 TINY = EvaluatorConfig(
     validation_pictures=16, test_pictures=32, epochs=2, batch_size=16, ema_decay=0.5
@@ -65,8 +65,8 @@ def test_changes_are_repeatable_and_differ_between_pictures():
 
 
 @pytest.mark.parametrize(
-    "name", ["shift", "zoom", "blur", "brightness", "contrast", "hue", "saturation",
-             "white_balance", "gamma", "shade", "noise"],
+    "name", ["shift", "zoom", "blur", "brightness", "contrast", "hue",
+             "saturation", "white_balance", "gamma", "shade", "noise"],
 )  # fmt: skip
 def test_every_amount_does_something_but_not_much(name):
     images = smooth_images(8)
@@ -87,6 +87,16 @@ def test_shift_and_zoom_move_pictures_as_far_as_they_say():
     for offset in (across, down):
         assert 2.4 < offset.max() < 3.2 and -3.2 < offset.min() < -2.4
     assert (across - down).abs().max() > 1
+
+
+def test_left_and_right_are_exchanged_in_the_share_that_is_asked_for():
+    images = smooth_images(200)
+    config = dataclasses.replace(PLAIN, small_share=0, mirrored_share=0.5)
+    changed, plain = augment(images, config, generator()), images.float() / 127.5 - 1
+    same, mirrored = (
+        torch.isclose(changed, x, atol=1e-5).flatten(1).all(1) for x in (plain, plain.flip(3))
+    )
+    assert torch.equal(same, ~mirrored) and 70 < mirrored.sum() < 130
 
 
 def test_gray_stays_gray_under_hue_and_saturation():
