@@ -167,7 +167,7 @@ _COSINE_V = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_predict
 _OURS = TrainConfig(
     unet=_patched([64, 128, 176], attention_head_dim=88),
     noise=_COSINE_V,
-    num_steps=10_000,
+    num_steps=12_000,
     batch_size=64,
     learning_rate=1e-3,
     warmup_steps=200,
