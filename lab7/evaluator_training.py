@@ -38,7 +38,7 @@ class EvaluatorConfig:
 
     validation_pictures: int = 900  # rows kept for choosing the epoch, those before the test's
     test_pictures: int = 3000  # rows kept for the final scores, the last ones
-    epochs: int = 24  # passes over the training rows
+    epochs: int = 48  # passes over the training rows
     batch_size: int = 64  # pictures a step
     learning_rate: float = 2e-3  # peak of the one-cycle schedule
     warmup_share: float = 0.15  # of all steps, until the peak
@@ -273,7 +273,10 @@ class _Trainer:
         self.steps_per_epoch = len(self.images) // config.batch_size
         self.generator = torch.Generator(device).manual_seed(config.seed)
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), config.learning_rate, weight_decay=config.weight_decay
+            self.network.parameters(),
+            config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer,

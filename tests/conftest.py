@@ -13,15 +13,15 @@ from lab7.experiments import get_experiment
 from lab7.labels import LABELS
 from lab7.model import ConditionalUNet
 from lab7.pipeline import (
-    GENERATOR_DIR,
     ConditionalDDPMPipeline,
     convert_scheduler,
     load_pipeline,
     save_pipeline,
 )
+from lab7.results import RESULTS_DIR
 
 # The notebooks show recorded results, which there are none of before the weights are trained.
-collect_ignore = [] if GENERATOR_DIR.exists() else ["test_notebooks.py"]
+collect_ignore = [] if (RESULTS_DIR / "ours").exists() else ["test_notebooks.py"]
 
 SCENES = {
     "CLEVR_train_000007": ["cyan cube", "red sphere", "gray cylinder"],
