@@ -5,12 +5,10 @@ the course's folder has one PNG per picture in `iclevr/`. Either is decoded once
 raw bytes in the user's cache, which later runs map into memory instead of reading it.
 """
 
-import errno
 import hashlib
 import io
 import os
 import re
-import tempfile
 import warnings
 import zipfile
 import zlib
@@ -24,6 +22,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from lab7.files import write_atomically
 from lab7.labels import encode, load_objects, parse_labels, read_json
 
 DATA_DIR = Path(__file__).resolve().parent.parent / "data"
@@ -194,45 +193,6 @@ def read_pack(path: str | Path) -> tuple[list[str], np.ndarray]:
     names = [f"{scene}_{step}.png" for scene in scenes for step in range(STEPS)]
     pictures = _decode_pack(Path(path), names).reshape(len(scenes), STEPS, *_PICTURE_SHAPE)
     return scenes, pictures.transpose(0, 1, 3, 4, 2)
-
-
-def write_atomically(
-    path: Path, content: str | bytes | Callable[[io.BufferedWriter], None]
-) -> None:
-    """Write a file under a temporary name in the same folder, then rename it.
-
-    Args:
-        path: The file to make or replace; folders that it needs are made.
-        content: A text, bytes, or a function that gets the open binary file. If it fails, nothing
-            is left behind.
-
-    Raises:
-        OSError: No permission, no space, or a file where a folder is needed.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with open(descriptor, "wb") as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(content.encode() if isinstance(content, str) else content)
-        os.chmod(name, 0o644)  # mkstemp lets nobody but the owner read
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
-def require_writable(folder: Path) -> None:
-    """Make a folder that long work will write to, and find out now whether it may.
-
-    Raises:
-        OSError: No permission, a read-only place, or a file where a folder is needed.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def _existing_folder(folder: str | Path) -> Path:

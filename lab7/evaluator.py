@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from torch import nn
 from torchvision.models import resnet18
 
-from lab7.dataset import DATA_DIR, IMAGE_SIZE, resolve_root, to_float, write_atomically
+from lab7.dataset import DATA_DIR, IMAGE_SIZE, resolve_root, to_float
 from lab7.devices import default_device
+from lab7.files import write_atomically
 from lab7.labels import NUM_LABELS
 
 WEIGHTS = DATA_DIR / "weights" / "evaluator.safetensors"

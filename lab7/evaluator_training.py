@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from lab7.dataset import DATA_DIR, IMAGE_SIZE, ICLEVRDataset, require_writable
+from lab7.dataset import DATA_DIR, IMAGE_SIZE, ICLEVRDataset
 from lab7.devices import bfloat16_is_faster, default_device
 from lab7.evaluator import (
     WEIGHTS,
@@ -28,6 +28,7 @@ from lab7.evaluator import (
     per_label_recall,
     top_k_accuracy,
 )
+from lab7.files import require_writable
 from lab7.labels import LABELS
 from lab7.results import RESULTS_DIR, append_log, write_record
 

@@ -24,8 +24,8 @@ import numpy as np
 import scipy.stats
 import torch
 
-from lab7.dataset import write_atomically
 from lab7.evaluator import Estimate
+from lab7.files import write_atomically
 from lab7.labels import read_json
 
 RESULTS_DIR = Path(__file__).resolve().parent.parent / "report" / "results"

@@ -18,7 +18,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from lab7 import rendering
-from lab7.dataset import write_atomically, write_pack
+from lab7.dataset import write_pack
+from lab7.files import write_atomically
 from lab7.labels import LABELS
 
 SEED = 2024

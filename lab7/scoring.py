@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lab7.dataset import require_writable, write_atomically
 from lab7.evaluator import THRESHOLD, Evaluator, compute_scores, exact_set_accuracy, top_k_accuracy
+from lab7.files import require_writable, write_atomically
 from lab7.labels import decode, encode, read_json
 from lab7.pipeline import ConditionalDDPMPipeline
 from lab7.results import RESULTS_DIR, aggregate, read_log, write_record

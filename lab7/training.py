@@ -22,9 +22,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from lab7.checkpoints import load_latest, save_state
-from lab7.dataset import to_float, write_atomically
+from lab7.dataset import to_float
 from lab7.devices import bfloat16_is_faster, default_device, has_compiler
 from lab7.experiments import TrainConfig
+from lab7.files import write_atomically
 from lab7.model import ConditionalUNet
 from lab7.pipeline import (
     ConditionalDDPMPipeline,

@@ -21,8 +21,9 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from lab7 import plots
-from lab7.dataset import DATA_DIR, IMAGE_SIZE, STEPS, write_atomically
+from lab7.dataset import DATA_DIR, IMAGE_SIZE, STEPS
 from lab7.experiments import EXPERIMENTS
+from lab7.files import write_atomically
 from lab7.labels import LABELS, load_conditions, read_json
 from lab7.results import RESULTS_DIR, Record, published, read_log, read_record, read_records
 

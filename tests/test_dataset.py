@@ -23,9 +23,9 @@ from lab7.dataset import (
     resolve_root,
     to_float,
     to_uint8,
-    write_atomically,
     write_pack,
 )
+from lab7.files import write_atomically
 from lab7.labels import LABELS
 
 NAMES = [f"{scene}_{step}.png" for scene in sorted(SCENES) for step in range(3)]

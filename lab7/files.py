@@ -1,0 +1,47 @@
+"""Writing files so that they are whole or not there."""
+
+import errno
+import io
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_atomically(
+    path: Path, content: str | bytes | Callable[[io.BufferedWriter], None]
+) -> None:
+    """Write a file under a temporary name in the same folder, then rename it.
+
+    Args:
+        path: The file to make or replace; folders that it needs are made.
+        content: A text, bytes, or a function that gets the open binary file. If it fails, nothing
+            is left behind.
+
+    Raises:
+        OSError: No permission, no space, or a file where a folder is needed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with open(descriptor, "wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
+        os.chmod(name, 0o644)  # mkstemp lets nobody but the owner read
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def require_writable(folder: Path) -> None:
+    """Make a folder that long work will write to, and find out now whether it may.
+
+    Raises:
+        OSError: No permission, a read-only place, or a file where a folder is needed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
