@@ -12,7 +12,8 @@ from lab7.dataset import ICLEVRDataset, load_images, resolve_root
 from lab7.evaluator import Evaluator, Scores
 from lab7.experiments import get_experiment
 from lab7.labels import encode, load_conditions, parse_condition
-from lab7.pipeline import load_pipeline
+from lab7.pipeline import GENERATOR_DIR, load_pipeline
+from lab7.results import RESULTS_DIR
 
 ROOT = Path(__file__).resolve().parent.parent
 CONDITION_FILES = ("test", "new_test", "valid", "unseen", "four_five")
@@ -131,6 +132,7 @@ def evaluate(
     scheduler: str | None = None,
     evaluator: Path | None = None,
     record: str | None = None,
+    results: Path = RESULTS_DIR,
     device: str | None = None,
 ) -> None:
     """Score a generator, or a folder of pictures.
@@ -146,6 +148,7 @@ def evaluate(
         scheduler: Sampler, for instance dpmsolvermultistep, ddim, ddpm.
         evaluator: Weights of the judge; by default checkpoint.pth of $LAB7_DATA, else ours.
         record: Score on all condition files and write the results down under this name.
+        results: Folder of the records.
         device: cuda, mps or cpu; by default the best there is.
     """
     from lab7.scoring import record_generator, score_pipeline
@@ -168,7 +171,8 @@ def evaluate(
             judge,
             sets,
             repetitions,
-            run=checkpoint and checkpoint.parent,
+            checkpoint or GENERATOR_DIR,
+            results,
             **settings,
         )
         _print_scores({name: metrics[name]["scores"] for name in sets})
@@ -185,30 +189,48 @@ def sweep(
     guidance: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
     steps: tuple[int, ...] = (5, 10, 15, 20, 25, 50),
     repetitions: int = 2,
+    keep: bool = False,
     record: str = "sweep",
+    evaluator: Path | None = None,
+    results: Path = RESULTS_DIR,
     device: str | None = None,
 ) -> None:
     """Score guidance scales and step counts on valid.json, and write the results down.
 
+    No setting is chosen on the test conditions.
+
     Args:
         checkpoint: Saved pipeline; by default the one that comes with the project.
         guidance: Guidance scales, at the checkpoint's own number of steps.
-        steps: Numbers of steps, at the checkpoint's own guidance.
+        steps: Numbers of steps, at the best guidance.
         repetitions: Pictures of each condition and setting.
+        keep: Save the best guidance with the checkpoint, which then draws with it by default.
         record: Name of the record.
+        evaluator: Weights of the judge; by default checkpoint.pth of $LAB7_DATA, else ours.
+        results: Folder of the records.
         device: cuda, mps or cpu; by default the best there is.
     """
     from lab7.scoring import record_sweep
 
-    pipeline, judge = load_pipeline(checkpoint, device), Evaluator.load(device=device)
+    pipeline, judge = load_pipeline(checkpoint, device), Evaluator.load(evaluator, device)
     metrics = record_sweep(
-        record, pipeline, judge, _conditions("valid"), guidance, steps, repetitions
+        record,
+        pipeline,
+        judge,
+        _conditions("valid"),
+        guidance,
+        steps,
+        repetitions,
+        checkpoint or GENERATOR_DIR,
+        results,
+        keep,
     )
     for row in metrics["guidance"] + metrics["steps"]:
         print(
             f"guidance {row['guidance_scale']:4.1f}  {row['num_inference_steps']:3d} steps  "
             f"top-k {row['top_k'].value:.4f}  exact set {row['exact_set'].value:.4f}"
         )
+    print(f"best guidance {metrics['best_guidance']:g}{', saved' if keep else ''}")
 
 
 def render(

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from lab7.evaluator import Evaluator, compute_scores
+from lab7.files import require_writable
 from lab7.labels import LABELS, encode
 from lab7.pipeline import ConditionalDDPMPipeline, to_pil
 
@@ -125,7 +126,7 @@ def _finished_folder(output: Path) -> Iterator[Path]:
     """Give a temporary folder, whose files move to `output` if the block ends without an error."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file, not a folder: choose another output")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    require_writable(output if output.exists() else output.parent)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as folder:
         yield Path(folder)
         output.mkdir(exist_ok=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from lab7.evaluator import THRESHOLD, Evaluator, compute_scores, exact_set_accuracy, top_k_accuracy
 from lab7.files import require_writable, write_atomically
 from lab7.labels import decode, encode, read_json
-from lab7.pipeline import ConditionalDDPMPipeline
+from lab7.pipeline import ConditionalDDPMPipeline, save_pipeline
 from lab7.results import RESULTS_DIR, aggregate, read_log, write_record
 from lab7.sampling import denoising_frames, to_grid
 
@@ -152,14 +152,29 @@ def record_sweep(
     repetitions: int,
     checkpoint: Path,
     root: Path = RESULTS_DIR,
+    keep: bool = False,
 ) -> dict[str, Any]:
-    """Score guidance scales at the pipeline's own number of steps, and the other way round.
+    """Score guidance scales at the pipeline's own number of steps, then step counts at the best.
+
+    Args:
+        name: Of the record.
+        pipeline: The generator.
+        evaluator: The judge.
+        conditions: Those to choose settings on, so not the test's.
+        guidance_scales: Weights of classifier-free guidance to try.
+        step_counts: Numbers of sampling steps to try.
+        repetitions: Pictures of each condition and setting.
+        checkpoint: Folder that the pipeline was loaded from.
+        root: Folder of the records.
+        keep: Whether to save the best guidance scale with the checkpoint.
 
     Returns:
-        "guidance" and "steps": lists of rows with the settings and the pooled scores.
+        "guidance" and "steps": lists of rows with the settings and the pooled scores;
+        "best_guidance": the scale with the highest top-k accuracy, of equals the lowest.
     """
-
     require_writable(root / name)
+    if keep:
+        require_writable(checkpoint)
 
     def row(**settings) -> dict[str, Any]:
         metrics, _ = score_pipeline(pipeline, evaluator, conditions, repetitions, **settings)
@@ -170,9 +185,12 @@ def record_sweep(
             "exact_set": scores.exact_set,
         }
 
-    metrics = {
-        "guidance": [row(guidance_scale=w) for w in guidance_scales],
-        "steps": [row(num_inference_steps=n) for n in step_counts],
-    }
+    guidance = [row(guidance_scale=w) for w in sorted(guidance_scales)]
+    best = max(guidance, key=lambda scored: scored["top_k"].value)["guidance_scale"]
+    steps = [row(num_inference_steps=n, guidance_scale=best) for n in step_counts]
+    if keep:
+        pipeline.register_to_config(guidance_scale=best)
+        save_pipeline(pipeline, checkpoint)
+    metrics = {"guidance": guidance, "steps": steps, "best_guidance": best}
     write_record(name, {}, metrics, root, weights=checkpoint)
     return metrics

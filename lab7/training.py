@@ -36,7 +36,10 @@ from lab7.pipeline import (
 from lab7.results import append_log, environment
 
 # What may differ between a run and its resumption: none of it changes the course of training.
-FREE_FIELDS = ("precision", "compile", "log_every", "save_every", "tensorboard")
+FREE_FIELDS = (
+    *("precision", "compile", "log_every", "save_every", "tensorboard"),
+    *("scheduler", "scheduler_options", "num_inference_steps", "guidance_scale"),
+)
 
 
 class Pictures(Protocol):

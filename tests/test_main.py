@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from lab7.__main__ import ROOT, main
+from lab7.__main__ import CONDITION_FILES, ROOT, main
 from lab7.dataset import DATA_DIR
 from lab7.evaluator import Evaluator, build_network
+from lab7.results import read_record
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,18 @@ def test_evaluate_prints_a_row_for_each_set(run, tiny, tmp_path):
     assert code == 0
     header, row = out.strip().splitlines()
     assert "exact_set" in header and row.split()[:2] == ["mine", "4"]
+
+
+def test_evaluate_and_sweep_write_records(run, tiny, tmp_path, monkeypatch):
+    short = {name: [("red cube",), ("gray sphere", "cyan cube")] for name in CONDITION_FILES}
+    monkeypatch.setattr("lab7.__main__._conditions", short.get)
+    given = ["--repetitions", 1, "--results", tmp_path, *tiny]
+    code, out, _ = run("evaluate", "--record", "mine", *given)
+    assert code == 0 and [row.split()[0] for row in out.splitlines()[1:]] == [*CONDITION_FILES]
+    assert read_record("mine", tmp_path).get("test.scores.num_pictures") == 2
+    code, out, _ = run("sweep", "--guidance", 1, 2, "--steps", 1, *given)
+    record = read_record("sweep", tmp_path)
+    assert code == 0 and out.splitlines()[-1] == f"best guidance {record.get('best_guidance'):g}"
 
 
 def test_train_runs_resumes_and_saves(run, embedded_root, tmp_path):
@@ -158,11 +171,17 @@ def test_places_without_permission_are_named(tmp_path):
     if bound and shutil.which("setpriv") is None:
         pytest.skip("as root this test needs setpriv, of util-linux")
     tmp_path.chmod(0o555)
-    for command in (["train", "smoke", "--output"], ["render", "--output"]):
+    commands = (
+        ["train", "smoke", "--output"],
+        ["render", "--output"],
+        ["sample", "red cube", "--out"],
+        ["evaluate", "--record", "mine", "--results"],
+    )
+    for command in commands:
         arguments = [*bound, sys.executable, "-m", "lab7", *command, tmp_path / "mine"]
         done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
-        where = str(tmp_path / "mine")
-        assert_fails((done.returncode, done.stdout, done.stderr), "Permission denied", where)
+        assert_fails((done.returncode, done.stdout, done.stderr), "Permission denied")
+        assert done.stderr.strip().endswith((str(tmp_path), str(tmp_path / "mine")))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from lab7.evaluator import Evaluator, build_network
-from lab7.pipeline import to_pil
+from lab7.pipeline import load_pipeline, to_pil
+from lab7.results import file_hash, read_record
 from lab7.sampling import denoising_frames, to_grid, write_samples
 from lab7.scoring import record_generator, record_sweep, score_pipeline
 
@@ -108,11 +109,22 @@ def test_record_generator_keeps_scores_pictures_and_log(
     assert len(metrics["environment"]["weights_sha256"]) == 64
 
 
-def test_record_sweep_varies_one_setting_at_a_time(pipeline, saved_pipeline, evaluator, tmp_path):
+def test_record_sweep_tries_steps_at_the_best_guidance(
+    pipeline, saved_pipeline, evaluator, tmp_path
+):
+    mine = shutil.copytree(saved_pipeline, tmp_path / "pipeline")
     metrics = record_sweep(
-        "s", pipeline, evaluator, CONDITIONS[:1], (1.0, 2.0), (1,), 1, saved_pipeline, tmp_path
+        "s", pipeline, evaluator, CONDITIONS[:1], (2.0, 1.0), (1,), 1, mine, tmp_path, keep=True
     )
     assert [row["guidance_scale"] for row in metrics["guidance"]] == [1.0, 2.0]
     own = pipeline.config.num_inference_steps
     assert {row["num_inference_steps"] for row in metrics["guidance"]} == {own}
-    assert [row["num_inference_steps"] for row in metrics["steps"]] == [1]
+    first, second = (row["top_k"].value for row in metrics["guidance"])
+    best = 2.0 if second > first else 1.0
+    assert metrics["best_guidance"] == best
+    assert [(row["num_inference_steps"], row["guidance_scale"]) for row in metrics["steps"]] == [
+        (1, best)
+    ]
+    assert load_pipeline(mine, "cpu").config.guidance_scale == best
+    record = read_record("s", tmp_path)
+    assert record.environment["weights_sha256"] == file_hash(mine)
