@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from lab7.dataset import DATA_DIR, IMAGE_SIZE, ICLEVRDataset
+from lab7.dataset import DATA_DIR, IMAGE_SIZE, ICLEVRDataset, to_float
 from lab7.devices import bfloat16_is_faster, default_device
 from lab7.evaluator import (
+    THRESHOLD,
     WEIGHTS,
     Evaluator,
     build_network,
@@ -28,9 +29,12 @@ from lab7.evaluator import (
     per_label_recall,
     top_k_accuracy,
 )
-from lab7.files import require_writable
-from lab7.labels import LABELS
+from lab7.files import require_writable, write_atomically
+from lab7.labels import LABELS, decode
 from lab7.results import RESULTS_DIR, append_log, write_record
+from lab7.sampling import to_grid
+
+MISTAKES_SHOWN = 16  # of the test, in the record's picture
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,13 @@ def train_evaluator(
             "bf16": trainer.bf16,
         },
     }
-    write_record(run_name, config, metrics, results_root, seeds=[config.seed], weights=output)
+    folder = write_record(
+        run_name, config, metrics, results_root, seeds=[config.seed], weights=output
+    )
+    worst = [mistake["row"] for mistake in metrics["mistakes"][:MISTAKES_SHOWN]]
+    if worst:
+        sheet = to_grid(to_float(test[0][worst]))
+        write_atomically(folder / "mistakes.png", lambda file: sheet.save(file, "PNG"))
     return evaluator
 
 
@@ -158,10 +168,11 @@ def held_out_metrics(
 
     Returns:
         "test": all scores; "test_small": those of the pictures shrunk and scaled back;
-        "recall_per_label"; "by_count": the scores by the number of objects in a picture.
+        "recall_per_label"; "by_count": the scores by the number of objects in a picture;
+        "mistakes": see `list_mistakes`.
     """
     probabilities = evaluator.predict(images)
-    small = shrink(images.float() / 127.5 - 1, small_size)
+    small = shrink(to_float(images), small_size)
     counts = labels.sum(1).long()
     recall = per_label_recall(probabilities, labels)
     return {
@@ -176,7 +187,25 @@ def held_out_metrics(
             for count in counts.unique().tolist()
             if count
         },
+        "mistakes": list_mistakes(probabilities, labels),
     }
+
+
+def list_mistakes(probabilities: Tensor, labels: Tensor) -> list[dict]:
+    """List the pictures whose labels (B, 24) are not exactly those seen, the worst first.
+
+    Returns:
+        For each picture "row", its "labels" and those "seen". The order is that of the margin: the
+        lowest probability of a label that is there minus the highest of one that is not.
+    """
+    wanted = labels > THRESHOLD
+    lowest = probabilities.masked_fill(~wanted, 1).amin(1)
+    margin = lowest - probabilities.masked_fill(wanted, 0).amax(1)
+    seen = probabilities >= THRESHOLD
+    wrong = (seen != wanted).any(1)
+    rows = [row for row in margin.argsort(stable=True).tolist() if wrong[row]]
+    pairs = zip(rows, decode(labels[rows]), decode(seen[rows]), strict=True)
+    return [{"row": row, "labels": asked, "seen": found} for row, asked, found in pairs]
 
 
 def shrink(images: Tensor, size: int) -> Tensor:

@@ -30,7 +30,7 @@ READS = {  # the files each notebook reads, as patterns
     "02_training": (*DATA, *GENERATOR),
     "03_sampling": ("data/*.json", "data/weights/*", *GENERATOR, "report/results/sweep/*"),
     "04_ablations": (*GENERATOR, "report/results/**/*.json"),
-    "solutions": (*DATA, "data/weights/*", *GENERATOR, "report/results/published.json"),
+    "solutions": (*DATA, *GENERATOR, "report/results/*/*.json", "report/results/published.json"),
 }
 
 

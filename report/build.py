@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import zipfile
 from collections import Counter
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -32,6 +33,7 @@ NEEDED = ("evaluator", "ours", "sweep")  # other records are optional
 SETS = ("test", "new_test", "valid", "unseen", "four_five")
 ORIGINAL = tuple(name for name in EXPERIMENTS if name.startswith("original-"))
 SCENES_SHOWN = 8
+Condition = Sequence[str]
 README_MARKS = ("<!-- results -->", "<!-- /results -->")
 
 
@@ -74,7 +76,12 @@ def draw_figures(records: dict[str, Record], results: Path, data: Path, folder: 
     ours, evaluator, sweep = records["ours"], records["evaluator"], records["sweep"]
     charts = {"scenes.png": draw_scenes(data)}
     for name in ("test", "new_test"):
-        charts[f"{name}.png"] = draw_grid(name, ours, results, data)
+        conditions = load_conditions(data / f"{name}.json")
+        sheet = results / "ours" / f"{name}.png"
+        charts[f"{name}.png"] = draw_grid(sheet, conditions, ours.get(f"{name}.seen"))
+    mistakes = evaluator.get("mistakes")
+    labels, seen = ([mistake[key] for mistake in mistakes] for key in ("labels", "seen"))
+    charts["mistakes.png"] = draw_grid(results / "evaluator" / "mistakes.png", labels, seen)
     frames = plots.split_grid(read_picture(results / "ours" / "denoising.png"))
     captions = ["noise", *[""] * (len(frames) - 2), "picture"]
     charts |= {
@@ -108,13 +115,13 @@ def draw_scenes(data: Path) -> plots.Chart:
     )
 
 
-def draw_grid(name: str, record: Record, results: Path, data: Path) -> plots.Chart:
-    """Show the first picture drawn for each condition, with what the evaluator sees in it."""
-    sheet = read_picture(results / record.name / f"{name}.png")
-    conditions = load_conditions(data / f"{name}.json")
-    return plots.picture_grid(
-        plots.split_grid(sheet)[: len(conditions)], conditions, record.get(f"{name}.seen")
-    )
+def draw_grid(
+    sheet: Path, conditions: Sequence[Condition], seen: Sequence[Condition]
+) -> plots.Chart:
+    """Show the pictures of a sheet with their labels and what the evaluator sees in them."""
+    pictures = plots.split_grid(read_picture(sheet))
+    shown = slice(min(len(pictures), len(conditions)))
+    return plots.picture_grid(pictures[shown], conditions[shown], seen[shown])
 
 
 def draw_accuracy(records: dict[str, Record]) -> plots.Chart:

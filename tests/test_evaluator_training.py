@@ -3,9 +3,18 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from lab7.evaluator import Evaluator
-from lab7.evaluator_training import EvaluatorConfig, augment, shrink, train_evaluator
+from lab7.evaluator_training import (
+    EvaluatorConfig,
+    augment,
+    list_mistakes,
+    shrink,
+    train_evaluator,
+)
+from lab7.labels import encode
+from lab7.plots import split_grid
 from lab7.results import read_log, read_record
 
 PLAIN = EvaluatorConfig(
@@ -125,6 +134,30 @@ def test_training_lowers_the_loss_and_records_what_was_saved(pictures, tmp_path)
     loaded = Evaluator.load(output, "cpu")
     assert loaded.eval(*test) == evaluator.eval(*test) == record.get("test.top_k.value")
     assert [path.name for path in output.parent.iterdir()] == [output.name]
+
+
+def test_the_worst_mistakes_are_recorded_with_their_pictures(pictures, tmp_path):
+    config = dataclasses.replace(TINY, epochs=1)
+    output = tmp_path / "evaluator.safetensors"
+    train_evaluator(*pictures, config, output, results_root=tmp_path, device="cpu")
+    mistakes = read_record("evaluator", tmp_path).get("mistakes")
+    assert len(mistakes) >= 16, "one epoch of three steps teaches nothing"
+    drawn = split_grid(Image.open(tmp_path / "evaluator" / "mistakes.png"))
+    rows = [mistake["row"] for mistake in mistakes[:16]]
+    assert torch.equal(torch.from_numpy(drawn), pictures[0][-32:][rows])
+    labels = encode([mistake["labels"] for mistake in mistakes])
+    assert torch.equal(labels, pictures[1][-32:][[mistake["row"] for mistake in mistakes]])
+
+
+def test_mistakes_come_worst_first():
+    labels = encode([["red cube"], ["red cube"], ["red cube"], ["gray cube", "red cube"]])
+    probabilities = torch.zeros(4, 24)
+    probabilities[:, :2] = torch.tensor([[0.0, 0.9], [0.6, 0.9], [0.9, 0.1], [0.4, 0.9]])
+    found = list_mistakes(probabilities, labels)
+    assert [mistake["row"] for mistake in found] == [2, 1, 3]
+    assert [mistake["seen"] for mistake in found] == [
+        ("gray cube",), ("gray cube", "red cube"), ("red cube",)
+    ]  # fmt: skip
 
 
 def test_training_repeats_itself(pictures, tmp_path, monkeypatch):

@@ -102,10 +102,15 @@ def write_evaluator(root):
         "test_small": make_scores([LABELS[:3]] * 60, 0.0006)["scores"],
         "recall_per_label": {label: 0.98 + 0.0007 * i for i, label in enumerate(LABELS)},
         "by_count": {count: scores[count]["scores"] for count in scores},
+        "mistakes": [
+            {"row": row, "labels": LABELS[row : row + 3], "seen": LABELS[row + 1 : row + 4]}
+            for row in range(20)
+        ],
         "validation": {"exact_set": 0.99, "top_k": 0.998, "num_pictures": 2000},
         "training": {"num_pictures": len(labels), "steps": 9000, "seconds": 3000.0, "bf16": True},
     }
-    write_record("evaluator", EvaluatorConfig(), metrics, root)
+    folder = write_record("evaluator", EvaluatorConfig(), metrics, root)
+    to_grid(pictures(16)).save(folder / "mistakes.png")
 
 
 def write_sweep(root):
@@ -122,7 +127,8 @@ def write_sweep(root):
 
     guidance = [row(w, 20, 0.92 - 0.02 * (w - 3) ** 2) for w in (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)]
     steps = [row(3.0, n, 0.93 - 0.4 / n) for n in (5, 10, 15, 20, 25, 50)]
-    write_record("sweep", {}, {"guidance": guidance, "steps": steps}, root)
+    metrics = {"guidance": guidance, "steps": steps, "best_guidance": 3.0}
+    write_record("sweep", {}, metrics, root)
 
 
 def write_results(root, data, pictures, frames):
@@ -186,7 +192,7 @@ def test_report_is_a_pdf_and_a_page_that_needs_nothing_else(report):
     assert (report / "report.pdf").read_bytes().startswith(b"%PDF-")
     page = (report / "report.html").read_text()
     figures = list((report / "figures").iterdir())
-    assert page.count("<img") == page.count('src="data:image/') == len(figures) == 11
+    assert page.count("<img") == page.count('src="data:image/') == len(figures) == 12
     assert page.count("alt=") == len(figures)
 
 

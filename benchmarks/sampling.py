@@ -1,0 +1,67 @@
+"""How fast pictures are drawn: the shipped generator against the original report's way.
+
+Reference: the original's UNet (its baseline), DDPM, 1000 steps, as diffusers runs it. A few of its
+steps are timed, alternating with ours, and scaled to 1000; untrained weights take the same time.
+"""
+
+import statistics
+import time
+
+import tyro
+from diffusers import DDPMScheduler
+
+from lab7.devices import default_device
+from lab7.experiments import get_experiment
+from lab7.labels import LABELS, encode
+from lab7.model import ConditionalUNet
+from lab7.pipeline import ConditionalDDPMPipeline, load_pipeline
+from lab7.results import describe_machine
+
+TIMED_STEPS = 4
+
+
+def main(pictures: int = 16, rounds: int = 3, device: str | None = None) -> None:
+    """Time both and print pictures a second and their ratio.
+
+    Args:
+        pictures: Pictures drawn at once.
+        rounds: How often each is timed; the median counts.
+        device: cuda, mps or cpu; by default the best there is.
+    """
+    device = device or default_device()
+    config = get_experiment("original-baseline").config
+    unet = ConditionalUNet(**config.unet).to(device).eval()
+    original = ConditionalDDPMPipeline(unet, DDPMScheduler(**config.noise))
+    ours = load_pipeline(device=device)
+    cond = encode([LABELS[i % 24 : i % 24 + 2] for i in range(pictures)])
+    seconds = {"ours": [], "original": []}
+    for _ in range(rounds):
+        seconds["ours"].append(draw(ours, cond))
+        steps = draw(original, cond, TIMED_STEPS)
+        seconds["original"].append(steps * config.num_inference_steps / TIMED_STEPS)
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    settings = ours.settings()
+    print(f"{describe_machine()}, on {device}; {pictures} pictures at once, median of {rounds}")
+    print(f"ours      {pictures / medians['ours']:9.3f} pictures/s   {settings}")
+    print(
+        f"original  {pictures / medians['original']:9.3f} pictures/s   "
+        f"{config.num_inference_steps} DDPM steps, scaled from {TIMED_STEPS}"
+    )
+    print(f"ratio     {medians['original'] / medians['ours']:9.1f}")
+
+
+def draw(pipeline: ConditionalDDPMPipeline, cond, num_inference_steps: int | None = None) -> float:
+    """Return the seconds that drawing takes."""
+    start = time.perf_counter()
+    pipeline(
+        cond,
+        num_inference_steps=num_inference_steps,
+        output_type="pt",
+        batch_size=len(cond),
+        progress=False,
+    )
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
