@@ -10,7 +10,7 @@ import time
 import tyro
 from diffusers import DDPMScheduler
 
-from lab7.devices import default_device
+from lab7.devices import choose_device
 from lab7.experiments import get_experiment
 from lab7.labels import LABELS, encode
 from lab7.model import ConditionalUNet
@@ -28,7 +28,7 @@ def main(pictures: int = 16, rounds: int = 3, device: str | None = None) -> None
         rounds: How often each is timed; the median counts.
         device: cuda, mps or cpu; by default the best there is.
     """
-    device = device or default_device()
+    device = choose_device(device)
     config = get_experiment("original-baseline").config
     unet = ConditionalUNet(**config.unet).to(device).eval()
     original = ConditionalDDPMPipeline(unet, DDPMScheduler(**config.noise))

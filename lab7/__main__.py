@@ -1,21 +1,23 @@
-"""The command line: python -m lab7 train | sample | evaluate | render | report | …"""
+"""The command line: python -m lab7 train | sample | evaluate | render | report | …
+
+What a command needs is imported in it: loading PyTorch and diffusers takes seconds, in which nobody
+wants to wait for --help.
+"""
 
 import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from lab7.dataset import ICLEVRDataset, load_images, resolve_root
-from lab7.evaluator import Evaluator, Scores
-from lab7.experiments import get_experiment
-from lab7.labels import encode, load_conditions, parse_condition
-from lab7.pipeline import GENERATOR_DIR, load_pipeline
-from lab7.results import RESULTS_DIR
+if TYPE_CHECKING:
+    from lab7.evaluator import Scores
 
 ROOT = Path(__file__).resolve().parent.parent
+GENERATOR = ROOT / "data" / "weights" / "generator"
+RESULTS = ROOT / "report" / "results"
 CONDITION_FILES = ("test", "new_test", "valid", "unseen", "four_five")
 
 
@@ -52,6 +54,8 @@ def train(
         device: cuda, mps or cpu; by default the best there is.
     """
     from lab7 import training
+    from lab7.dataset import ICLEVRDataset
+    from lab7.experiments import get_experiment
 
     changes = {
         "budget_seconds": None if budget is None else 60 * budget,
@@ -84,7 +88,7 @@ def sample(
     steps: int | None = None,
     guidance: float | None = None,
     scheduler: str | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: Path = GENERATOR,
     evaluator: Path | None = None,
     device: str | None = None,
 ) -> None:
@@ -104,6 +108,9 @@ def sample(
         evaluator: Weights of the judge; by default checkpoint.pth of $LAB7_DATA, else ours.
         device: cuda, mps or cpu; by default the best there is.
     """
+    from lab7.evaluator import Evaluator
+    from lab7.labels import parse_condition
+    from lab7.pipeline import load_pipeline
     from lab7.sampling import write_samples
 
     if (labels is None) == (conditions is None):
@@ -123,7 +130,7 @@ def sample(
 
 
 def evaluate(
-    checkpoint: Path | None = None,
+    checkpoint: Path = GENERATOR,
     images: Path | None = None,
     conditions: str | None = None,
     repetitions: int = 4,
@@ -132,7 +139,7 @@ def evaluate(
     scheduler: str | None = None,
     evaluator: Path | None = None,
     record: str | None = None,
-    results: Path = RESULTS_DIR,
+    results: Path = RESULTS,
     device: str | None = None,
 ) -> None:
     """Score a generator, or a folder of pictures.
@@ -151,6 +158,10 @@ def evaluate(
         results: Folder of the records.
         device: cuda, mps or cpu; by default the best there is.
     """
+    from lab7.dataset import load_images
+    from lab7.evaluator import Evaluator
+    from lab7.labels import encode
+    from lab7.pipeline import load_pipeline
     from lab7.scoring import record_generator, score_pipeline
 
     judge = Evaluator.load(evaluator, device)
@@ -171,7 +182,7 @@ def evaluate(
             judge,
             sets,
             repetitions,
-            checkpoint or GENERATOR_DIR,
+            checkpoint,
             results,
             **settings,
         )
@@ -185,14 +196,14 @@ def evaluate(
 
 
 def sweep(
-    checkpoint: Path | None = None,
+    checkpoint: Path = GENERATOR,
     guidance: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
     steps: tuple[int, ...] = (5, 10, 15, 20, 25, 50),
     repetitions: int = 2,
     keep: bool = False,
     record: str = "sweep",
     evaluator: Path | None = None,
-    results: Path = RESULTS_DIR,
+    results: Path = RESULTS,
     device: str | None = None,
 ) -> None:
     """Score guidance scales and step counts on valid.json, and write the results down.
@@ -210,6 +221,8 @@ def sweep(
         results: Folder of the records.
         device: cuda, mps or cpu; by default the best there is.
     """
+    from lab7.evaluator import Evaluator
+    from lab7.pipeline import load_pipeline
     from lab7.scoring import record_sweep
 
     pipeline, judge = load_pipeline(checkpoint, device), Evaluator.load(evaluator, device)
@@ -221,7 +234,7 @@ def sweep(
         guidance,
         steps,
         repetitions,
-        checkpoint or GENERATOR_DIR,
+        checkpoint,
         results,
         keep,
     )
@@ -302,10 +315,13 @@ def report(output: Path = ROOT / "build" / "report") -> None:
 
 def _conditions(name: str) -> list[tuple[str, ...]]:
     """Read a condition file, or one of the data folder's by its name."""
+    from lab7.dataset import resolve_root
+    from lab7.labels import load_conditions
+
     return load_conditions(resolve_root() / f"{name}.json" if name in CONDITION_FILES else name)
 
 
-def _print_scores(scores: dict[str, Scores]) -> None:
+def _print_scores(scores: dict[str, "Scores"]) -> None:
     columns = ("top_k", "exact_set", "precision", "recall", "f1")
     print(f"{'':10s} pictures " + " ".join(f"{name:>22s}" for name in columns))
     for name, row in scores.items():

@@ -9,11 +9,22 @@ from typing import Any
 import torch
 
 
-def default_device() -> torch.device:
-    """Choose CUDA, then Apple's MPS, then the processor."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+def choose_device(device: str | torch.device | None = None) -> torch.device:
+    """Return the device that is named, or without a name the best there is: a GPU if there is one.
+
+    Args:
+        device: For instance "cuda", "cuda:1", "mps" or "cpu".
+
+    Raises:
+        ValueError: This machine has no such device; the message names those it has.
+    """
+    gpu = torch.accelerator.current_accelerator(check_available=True)
+    available = [gpu.type, "cpu"] if gpu else ["cpu"]
+    name = str(device or available[0])
+    kind, _, number = name.partition(":")
+    if kind not in available or (number and int(number) >= torch.accelerator.device_count()):
+        raise ValueError(f"no device {name!r} here: choose one of {', '.join(available)}")
+    return torch.device(name)
 
 
 def bfloat16_is_faster(device: torch.device, work: Callable[[], Any]) -> bool:

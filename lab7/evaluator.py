@@ -17,7 +17,7 @@ from torch import nn
 from torchvision.models import resnet18
 
 from lab7.dataset import DATA_DIR, IMAGE_SIZE, resolve_root, to_float
-from lab7.devices import default_device
+from lab7.devices import choose_device
 from lab7.files import write_atomically
 from lab7.labels import NUM_LABELS
 
@@ -76,7 +76,7 @@ class Evaluator:
     """
 
     def __init__(self, network: nn.Module, device: str | torch.device | None = None):
-        self.device = torch.device(device or default_device())
+        self.device = choose_device(device)
         self.network = network.eval().requires_grad_(False).to(self.device, torch.float32)
 
     @classmethod

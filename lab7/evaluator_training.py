@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from lab7.dataset import DATA_DIR, IMAGE_SIZE, ICLEVRDataset, to_float
-from lab7.devices import bfloat16_is_faster, default_device
+from lab7.devices import bfloat16_is_faster, choose_device
 from lab7.evaluator import (
     THRESHOLD,
     WEIGHTS,
@@ -99,7 +99,7 @@ def train_evaluator(
     train, validation, test = _split(images, labels, config)
     for file in (Path(output), Path(results_root) / run_name / "metrics.json"):
         require_writable(file.parent)
-    device = torch.device(device or default_device())
+    device = choose_device(device)
     torch.manual_seed(config.seed)
     log = Path(results_root) / run_name / "log.jsonl"
     log.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lab7.dataset import DATA_DIR, to_uint8
-from lab7.devices import default_device
+from lab7.devices import choose_device
 from lab7.labels import NUM_LABELS, encode, parse_condition
 from lab7.model import ConditionalUNet
 
@@ -241,7 +241,7 @@ def load_pipeline(
 
     Args:
         path: Folder that `save_pretrained` wrote.
-        device: Where to run; see `default_device`.
+        device: Where to run; see `choose_device`.
         scheduler: Name of another scheduler to sample with; see `convert_scheduler`.
 
     Returns:
@@ -265,7 +265,7 @@ def load_pipeline(
         raise ValueError(f"{path} does not hold a saved generator: {_first_line(error)}") from error
     chosen = convert_scheduler(own_scheduler, scheduler) if scheduler else own_scheduler
     pipeline = ConditionalDDPMPipeline(unet.eval(), chosen, **settings)
-    return pipeline.to(device or default_device())
+    return pipeline.to(choose_device(device))
 
 
 def save_pipeline(pipeline: ConditionalDDPMPipeline, path: str | Path) -> None:

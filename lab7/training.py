@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from lab7.checkpoints import load_latest, save_state
 from lab7.dataset import to_float
-from lab7.devices import bfloat16_is_faster, default_device, has_compiler
+from lab7.devices import bfloat16_is_faster, choose_device, has_compiler
 from lab7.experiments import TrainConfig
 from lab7.files import write_atomically
 from lab7.model import ConditionalUNet
@@ -74,7 +74,7 @@ def train(
         max_seconds: Save and stop after so many seconds of this call.
         callback: Called with each row of the log; training stops when it returns True.
         progress: Whether to show a progress bar.
-        device: Where to train; see `default_device`.
+        device: Where to train; see `choose_device`.
 
     Returns:
         The pipeline with the averaged weights.
@@ -82,8 +82,12 @@ def train(
     Raises:
         ValueError: If `output_dir` holds another run, or the loss is no longer finite.
     """
-    output_dir = _prepare_folder(Path(output_dir), config, resume)
-    run = Run(config, dataset, torch.device(device or default_device()), output_dir)
+    output_dir = Path(output_dir)
+    if resume:
+        _check_same_run(output_dir / "config.json", config)
+    run = Run(config, dataset, choose_device(device), output_dir)
+    _prepare_folder(output_dir, config, resume)
+    run.accelerator.init_trackers("tensorboard")
     run.restore(load_latest(output_dir / "states"))
     _trim_log(output_dir / "log.jsonl", run.step)
     stop_at = run.seconds + (math.inf if max_seconds is None else max_seconds)
@@ -351,33 +355,29 @@ def _build_accelerator(config: TrainConfig, unet: ConditionalUNet, output_dir: P
         warnings.warn("no C++ compiler found: training without torch.compile", stacklevel=4)
     # Accelerate keeps the precision of the first Accelerator for the life of the process.
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(
+    return Accelerator(
         mixed_precision={"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[precision],
         dynamo_backend="inductor" if compiled else "no",
         cpu=unet.device.type == "cpu",
         log_with="tensorboard" if config.tensorboard and is_tensorboard_available() else None,
         project_dir=output_dir,
     )
-    accelerator.init_trackers("tensorboard")
-    return accelerator
 
 
-def _prepare_folder(output_dir: Path, config: TrainConfig, resume: bool) -> Path:
-    """Make the folder of a run, or check that the one there is of the same run."""
-    path = output_dir / "config.json"
+def _prepare_folder(output_dir: Path, config: TrainConfig, resume: bool) -> None:
+    """Make the folder of a run and note in it what the run is; without `resume`, empty it first."""
     if not resume:
         for name in ("states", "tensorboard", "pipeline"):
             shutil.rmtree(output_dir / name, ignore_errors=True)
         for name in ("config.json", "environment.json", "log.jsonl"):
             (output_dir / name).unlink(missing_ok=True)
-    if path.exists():
-        _check_same_run(path, config)
-    write_atomically(path, config.to_json())
+    write_atomically(output_dir / "config.json", config.to_json())
     write_atomically(output_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
-    return output_dir
 
 
 def _check_same_run(path: Path, config: TrainConfig) -> None:
+    if not path.exists():
+        return
     before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(config.to_json())
     for name in now:
         if name not in FREE_FIELDS and before.get(name) != now[name]:

@@ -204,6 +204,12 @@ def test_unknown_names_get_the_nearest(run, tiny, tmp_path):
     assert_fails(run("sample", "--conditions", "tests.json", *tiny), "tests.json")
 
 
+def test_a_device_that_is_not_here_is_refused(run, tiny, tmp_path):
+    out = ["--out", tmp_path / "o"]
+    assert_fails(run("sample", "red cube", *out, *tiny[:4], "--device", "gpu"), "'gpu'", "cpu")
+    assert_fails(run("sample", "red cube", *out, *tiny[:4], "--device", "cpu:1"), "'cpu:1'")
+
+
 def test_labels_and_conditions_exclude_each_other(run, tiny):
     assert_fails(run("sample", *tiny), "--conditions")
     both = ["sample", "red cube", "--conditions", DATA_DIR / "test.json", *tiny]

@@ -199,6 +199,17 @@ def test_another_run_in_the_folder(tmp_path, dataset):
     assert read_log(tmp_path)[-1]["images"] == 12
 
 
+def test_a_mistake_in_the_call_costs_nothing(tmp_path, dataset):
+    train(SMOKE, dataset, tmp_path, progress=False)
+    before = sorted(tmp_path.rglob("*.*"))
+    wrong = replace(SMOKE, init_from=str(tmp_path / "nothing"))
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        train(wrong, dataset, tmp_path, resume=False, progress=False)
+    with pytest.raises(ValueError, match="no device 'gpu' here"):
+        train(SMOKE, dataset, tmp_path, resume=False, progress=False, device="gpu")
+    assert sorted(tmp_path.rglob("*.*")) == before
+
+
 def test_saved_pipeline_is_the_returned_one(finished):
     folder, trained = finished
     saved = load_pipeline(folder / "pipeline", "cpu")
