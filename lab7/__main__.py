@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 GENERATOR = ROOT / "data" / "weights" / "generator"
 RESULTS = ROOT / "report" / "results"
-CONDITION_FILES = ("test", "new_test", "valid", "unseen", "four_five")
 
 
 def train(
@@ -158,7 +157,7 @@ def evaluate(
         results: Folder of the records.
         device: cuda, mps or cpu; by default the best there is.
     """
-    from lab7.dataset import load_images
+    from lab7.dataset import CONDITION_FILES, load_images
     from lab7.evaluator import Evaluator
     from lab7.labels import encode
     from lab7.pipeline import load_pipeline
@@ -315,10 +314,10 @@ def report(output: Path = ROOT / "build" / "report") -> None:
 
 def _conditions(name: str) -> list[tuple[str, ...]]:
     """Read a condition file, or one of the data folder's by its name."""
-    from lab7.dataset import resolve_root
+    from lab7.dataset import CONDITION_FILES, condition_file
     from lab7.labels import load_conditions
 
-    return load_conditions(resolve_root() / f"{name}.json" if name in CONDITION_FILES else name)
+    return load_conditions(condition_file(name) if name in CONDITION_FILES else name)
 
 
 def _print_scores(scores: dict[str, "Scores"]) -> None:

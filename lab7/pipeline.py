@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -83,12 +84,12 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
             The pictures as `.images`.
 
         Raises:
-            ValueError: If a condition, the seeds, the steps or the output type are not valid.
+            ValueError: If a condition, the seeds or a setting is not valid.
         """
         cond = _encode_conditions(conditions)
         seeds = range(len(cond)) if seeds is None else seeds
         steps, guidance = self.settings(num_inference_steps, guidance_scale).values()
-        self._check(len(cond), seeds, steps, output_type)
+        self._check(len(cond), seeds, steps, guidance, output_type)
         batches = range(0, len(cond), batch_size)
         images = []
         self.set_progress_bar_config(disable=not progress, leave=False)
@@ -156,7 +157,9 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
         uncond, conditional = self.unet(torch.cat([xt, xt]), t, both).sample.chunk(2)
         return uncond + guidance_scale * (conditional - uncond)
 
-    def _check(self, count: int, seeds: Sequence[int], steps: int, output_type: str) -> None:
+    def _check(
+        self, count: int, seeds: Sequence[int], steps: int, guidance: float, output_type: str
+    ) -> None:
         if count == 0:
             raise ValueError("no conditions: give at least one list of labels")
         if len(seeds) != count:
@@ -164,6 +167,8 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
         longest = self.scheduler.config.num_train_timesteps
         if not 1 <= steps <= longest:
             raise ValueError(f"num_inference_steps {steps} is not within 1 … {longest}")
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance_scale {guidance} is no number to multiply with: 1 is none")
         if output_type not in ("pil", "pt"):
             raise ValueError(f"unknown output_type {output_type!r}: choose 'pil' or 'pt'")
 

@@ -49,6 +49,8 @@ def score_pipeline(
         "top_k" and "exact_set" are means over repetitions with intervals over those. "seen" lists
         the labels that pass the threshold in each picture of the first repetition.
     """
+    if repetitions < 1:
+        raise ValueError(f"repetitions {repetitions} must be at least 1")
     count = len(conditions)
     settings = pipeline.settings(num_inference_steps, guidance_scale)
     labels = encode(conditions).repeat(repetitions, 1)
@@ -172,6 +174,8 @@ def record_sweep(
         "guidance" and "steps": lists of rows with the settings and the pooled scores;
         "best_guidance": the scale with the highest top-k accuracy, of equals the lowest.
     """
+    if not guidance_scales:
+        raise ValueError("no guidance scales to try: give at least one")
     require_writable(root / name)
     if keep:
         require_writable(checkpoint)

@@ -22,7 +22,7 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from lab7 import plots
-from lab7.dataset import DATA_DIR, IMAGE_SIZE, STEPS
+from lab7.dataset import CONDITION_FILES, DATA_DIR, IMAGE_SIZE, STEPS
 from lab7.experiments import EXPERIMENTS
 from lab7.files import write_atomically
 from lab7.labels import LABELS, load_conditions, read_json
@@ -30,7 +30,6 @@ from lab7.results import RESULTS_DIR, Record, published, read_log, read_record, 
 
 HERE = Path(__file__).resolve().parent
 NEEDED = ("evaluator", "ours", "sweep")  # other records are optional
-SETS = ("test", "new_test", "valid", "unseen", "four_five")
 ORIGINAL = tuple(name for name in EXPERIMENTS if name.startswith("original-"))
 SCENES_SHOWN = 8
 Condition = Sequence[str]
@@ -128,7 +127,7 @@ def draw_accuracy(records: dict[str, Record]) -> plots.Chart:
     """Compare what was measured here with what others report."""
     names = {"ours": "this model"} | {name: name.replace("-", ": ", 1) for name in ORIGINAL}
     measured = {
-        label: {split: records[name].get(f"{split}.scores.top_k") for split in SETS[:2]}
+        label: {split: records[name].get(f"{split}.scores.top_k") for split in ("test", "new_test")}
         for name, label in names.items()
         if name in records
     }
@@ -197,7 +196,10 @@ def gather(records: dict[str, Record], results: Path, data: Path, work: Path) ->
         "records": list(records),
         "published": published(),
         "training_set": count_pictures(list(read_json(data / "train.json").values())),
-        "sets": {name: count_conditions(load_conditions(data / f"{name}.json")) for name in SETS},
+        "sets": {
+            name: count_conditions(load_conditions(data / f"{name}.json"))
+            for name in CONDITION_FILES
+        },
         "experiments": {name: dataclasses.asdict(EXPERIMENTS[name]) for name in ORIGINAL},
     }
     (work / "facts.json").write_text(json.dumps(facts), encoding="utf-8")

@@ -18,6 +18,7 @@ import lab7.dataset
 from lab7.dataset import (
     DATA_DIR,
     ICLEVRDataset,
+    condition_file,
     load_images,
     read_pack,
     resolve_root,
@@ -58,6 +59,15 @@ def test_root_is_argument_then_variable_then_embedded(tmp_path, monkeypatch):
     assert resolve_root() == other
     assert resolve_root(tmp_path) == tmp_path
     assert DATA_DIR.name == "data"
+
+
+def test_conditions_that_the_course_does_not_have_are_the_embedded(course_root):
+    assert condition_file("test", course_root) == course_root / "test.json"
+    assert condition_file("valid", course_root) == DATA_DIR / "valid.json"
+    (course_root / "test.json").unlink()
+    assert condition_file("test", course_root) == course_root / "test.json", "never ours"
+    (course_root / "valid.json").write_text("[]")
+    assert condition_file("valid", course_root) == course_root / "valid.json"
 
 
 def test_root_that_is_not_there_or_a_file(tmp_path):

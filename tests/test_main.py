@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lab7.__main__ import CONDITION_FILES, ROOT, main
-from lab7.dataset import DATA_DIR
+from lab7.__main__ import ROOT, main
+from lab7.dataset import CONDITION_FILES, DATA_DIR
 from lab7.evaluator import Evaluator, build_network
 from lab7.results import read_record
 
@@ -208,6 +208,17 @@ def test_a_device_that_is_not_here_is_refused(run, tiny, tmp_path):
     out = ["--out", tmp_path / "o"]
     assert_fails(run("sample", "red cube", *out, *tiny[:4], "--device", "gpu"), "'gpu'", "cpu")
     assert_fails(run("sample", "red cube", *out, *tiny[:4], "--device", "cpu:1"), "'cpu:1'")
+
+
+def test_settings_that_make_no_sense_are_named(run, tiny, tmp_path):
+    given = ["sample", "red cube", "--out", tmp_path / "o", *tiny]
+    assert_fails(run(*given, "--guidance", "nan"), "guidance_scale nan")
+    assert_fails(run(*given, "--steps", 0), "num_inference_steps 0", "1 … 1000")
+    assert_fails(run(*given, "--count", 0), "at least one")
+    records = ["--results", tmp_path / "results", *tiny]
+    assert_fails(run("evaluate", "--repetitions", 0, *records), "repetitions 0")
+    assert_fails(run("sweep", "--guidance", "--steps", 1, *records), "guidance")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_labels_and_conditions_exclude_each_other(run, tiny):

@@ -1,0 +1,53 @@
+"""What is committed fits together: weights, records, settings, README and report."""
+
+import re
+
+import pytest
+from test_report import load_build
+
+from lab7.__main__ import ROOT
+from lab7.evaluator import WEIGHTS
+from lab7.experiments import get_experiment
+from lab7.pipeline import GENERATOR_DIR, load_pipeline
+from lab7.results import file_hash, read_record, read_records
+
+REFRESH = "run `make report`"
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"), [("evaluator", WEIGHTS), ("ours", GENERATOR_DIR), ("sweep", GENERATOR_DIR)]
+)
+def test_records_are_of_the_committed_weights(name, weights):
+    assert read_record(name).environment["weights_sha256"] == file_hash(weights)
+
+
+def test_settings_are_those_that_were_best_on_valid():
+    config, shipped = get_experiment("ours").config, load_pipeline(device="cpu").config
+    assert (
+        shipped.guidance_scale == config.guidance_scale == read_record("sweep").get("best_guidance")
+    )
+    assert shipped.num_inference_steps == config.num_inference_steps <= 25
+
+
+def test_weights_and_scores_meet_their_goals():
+    files = [path for path in GENERATOR_DIR.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 14e6
+    record = read_record("ours")
+    for name in ("test", "new_test"):
+        assert record.get(f"{name}.repetitions") >= 4
+        assert record.get(f"{name}.top_k.value") >= 0.80
+
+
+def test_readme_shows_the_records():
+    build, readme = load_build(), (ROOT / "README.md").read_text(encoding="utf-8")
+    begin, end = build.README_MARKS
+    shown = readme.split(begin)[1].split(end)[0].strip()
+    assert shown == build.accuracy_table(read_records()), REFRESH
+
+
+def test_report_shows_the_records(tmp_path):
+    build = load_build()
+    build.build(tmp_path)
+    pages = [folder / "report.html" for folder in (tmp_path, ROOT / "report")]
+    texts = [re.sub(r'src="data:[^"]*"', "", page.read_text(encoding="utf-8")) for page in pages]
+    assert texts[0] == texts[1], REFRESH
