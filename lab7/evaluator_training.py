@@ -2,8 +2,9 @@
 
 The recipe is the course's: its ResNet-18, pictures shrunk to 32×32 and scaled back to 64×64, binary
 cross-entropy. What is added lets a classifier that has only seen renders judge pictures from
-elsewhere: small random changes of geometry, sharpness, tone and light (Tobin et al., “Domain
-Randomization for Transferring Deep Neural Networks”, 2017), made for a whole batch at a time.
+elsewhere: small random changes of geometry, sharpness, tone and light, grain and blotches of color
+as generated pictures have them (Tobin et al., “Domain Randomization for Transferring Deep Neural
+Networks”, 2017), made for a whole batch at a time.
 """
 
 import math
@@ -57,7 +58,7 @@ class EvaluatorConfig:
     mirrored_share: float = 0.5  # share of the pictures whose left and right are exchanged
     shift: float = 2.0  # ± pixels, across and down
     zoom: float = 0.06  # ± share of the size, across and down
-    blur: float = 0.5  # pixels, largest standard deviation of a Gaussian
+    blur: float = 0.8  # pixels, largest standard deviation of a Gaussian
     brightness: float = 0.04  # ± of the full range, added
     contrast: float = 0.15  # ± share of the distance from the picture's mean
     hue: float = 5.0  # ± degrees about the gray axis
@@ -65,7 +66,8 @@ class EvaluatorConfig:
     white_balance: float = 0.03  # ± share, each of red, green and blue
     gamma: float = 0.15  # ± of the exponent's logarithm
     shade: float = 0.08  # standard deviation of the logarithm of a smooth field of light
-    noise: float = 0.015  # of the full range, largest standard deviation of the grain
+    blotches: float = 0.03  # of the full range, largest standard deviation of a smooth color field
+    noise: float = 0.025  # of the full range, largest standard deviation of the grain
 
 
 def train_evaluator(
@@ -229,12 +231,19 @@ def augment(images: Tensor, config: EvaluatorConfig, generator: torch.Generator)
     x = _recolor(x, config, generator).clamp(0, 1)
     size = (len(x), 1, 1, 1)
     x = x ** torch.exp(_uniform(size, config.gamma, generator))
-    coarse = torch.randn(len(x), 1, 4, 4, generator=generator, device=x.device)
-    light = F.interpolate(coarse, x.shape[2:], mode="bicubic", align_corners=True)
+    light = _smooth_field((len(x), 1, 4, 4), x.shape[2:], generator)
     x = (x * torch.exp(config.shade * light)).clamp(0, 1)
+    color = _smooth_field((len(x), 3, 8, 8), x.shape[2:], generator)
     grain = torch.randn(x.shape, generator=generator, device=x.device)
+    x = x + color * _uniform(size, config.blotches, generator).abs()
     x = x + grain * _uniform(size, config.noise, generator).abs()
     return x * 2 - 1
+
+
+def _smooth_field(coarse: tuple, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Draw normal numbers on a coarse grid and interpolate them."""
+    field = torch.randn(coarse, generator=generator, device=generator.device)
+    return F.interpolate(field, size, mode="bicubic", align_corners=True)
 
 
 def _resample(x: Tensor, config: EvaluatorConfig, generator: torch.Generator) -> Tensor:

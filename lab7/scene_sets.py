@@ -25,7 +25,7 @@ from lab7.labels import LABELS
 SEED = 2024
 NUM_SCENES = 6003
 NUM_UNSEEN = 136
-NUM_EVALUATOR_SCENES = 6000
+NUM_EVALUATOR_SCENES = 9000
 CHUNK = 24  # scenes rendered between two savings
 
 Condition = tuple[str, ...]

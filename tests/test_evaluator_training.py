@@ -19,7 +19,7 @@ from lab7.results import read_log, read_record
 
 PLAIN = EvaluatorConfig(
     small_share=1, mirrored_share=0, shift=0, zoom=0, blur=0, brightness=0, contrast=0, hue=0,
-    saturation=0, white_balance=0, gamma=0, shade=0, noise=0,
+    saturation=0, white_balance=0, gamma=0, shade=0, blotches=0, noise=0,
 )  # fmt: skip
 TINY = EvaluatorConfig(
     validation_pictures=16, test_pictures=32, epochs=2, batch_size=16, ema_decay=0.5
@@ -75,7 +75,7 @@ def test_changes_are_repeatable_and_differ_between_pictures():
 
 @pytest.mark.parametrize(
     "name", ["shift", "zoom", "blur", "brightness", "contrast", "hue",
-             "saturation", "white_balance", "gamma", "shade", "noise"],
+             "saturation", "white_balance", "gamma", "shade", "blotches", "noise"],
 )  # fmt: skip
 def test_every_amount_does_something_but_not_much(name):
     images = smooth_images(8)
