@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from lab7.__main__ import ROOT, main
-from lab7.dataset import CONDITION_FILES, DATA_DIR
+from lab7.dataset import CONDITION_FILES, DATA_DIR, load_images
 from lab7.evaluator import Evaluator, build_network
+from lab7.labels import encode, load_conditions
 from lab7.results import read_record
 
 
@@ -102,6 +103,23 @@ def test_train_runs_resumes_and_saves(run, embedded_root, tmp_path):
     assert (tmp_path / "run" / "pipeline" / "model_index.json").exists()
     assert run(*arguments, "--device", "cpu")[0] == 0, "a finished run is just finished"
     assert_fails(run(*arguments, "--steps", 6), "num_steps")
+
+
+def test_the_courses_folder_serves_every_command(run, course_root, tmp_path, monkeypatch):
+    torch.manual_seed(1)
+    network = build_network()
+    torch.save({"model": network.state_dict()}, course_root / "checkpoint.pth")
+    monkeypatch.setenv("LAB7_DATA", str(course_root))
+    mine, out = tmp_path / "run", tmp_path / "images"
+    assert run("train", "smoke", "--output", mine)[0] == 0
+    given = ["--conditions", "test", "--checkpoint", mine / "pipeline"]
+    assert run("sample", *given, "--out", out)[0] == 0
+    assert json.loads((out / "samples.json").read_text())["conditions"][0] == ["red cube"]
+    code, printed, _ = run("evaluate", "--images", out, "--conditions", "test")
+    wanted = Evaluator(network).eval(
+        load_images(out), encode(load_conditions(course_root / "test.json"))
+    )
+    assert code == 0 and f"{wanted:.4f}" in printed, "judged by checkpoint.pth"
 
 
 @pytest.mark.parametrize(
