@@ -22,7 +22,8 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     available = [gpu.type, "cpu"] if gpu else ["cpu"]
     name = str(device or available[0])
     kind, _, number = name.partition(":")
-    if kind not in available or (number and int(number) >= torch.accelerator.device_count()):
+    count = 1 if kind == "cpu" else torch.accelerator.device_count()
+    if kind not in available or (number and not (number.isdigit() and int(number) < count)):
         raise ValueError(f"no device {name!r} here: choose one of {', '.join(available)}")
     return torch.device(name)
 

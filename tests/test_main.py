@@ -226,6 +226,8 @@ def test_a_device_that_is_not_here_is_refused(run, tiny, tmp_path):
     out = ["--out", tmp_path / "o"]
     assert_fails(run("sample", "red cube", *out, *tiny[:4], "--device", "gpu"), "'gpu'", "cpu")
     assert_fails(run("sample", "red cube", *out, *tiny[:4], "--device", "cpu:1"), "'cpu:1'")
+    assert_fails(run("sample", "red cube", *out, *tiny[:4], "--device", "cpu:x"), "'cpu:x'")
+    assert run("sample", "red cube", *out, *tiny[:4], "--device", "cpu:0")[0] == 0
 
 
 def test_settings_that_make_no_sense_are_named(run, tiny, tmp_path):
