@@ -102,7 +102,7 @@ def sample(
         seed: Of the first picture; each next has one more.
         steps: Sampling steps; by default the checkpoint's own.
         guidance: Weight of classifier-free guidance; 1 is none.
-        scheduler: Sampler, for instance dpmsolvermultistep, ddim, ddpm.
+        scheduler: Sampler, for instance sde-dpmsolver++, dpmsolver++, ddim, ddpm.
         checkpoint: Saved pipeline; by default the one that comes with the project.
         evaluator: Weights of the judge; by default checkpoint.pth of $LAB7_DATA, else ours.
         device: cuda, mps or cpu; by default the best there is.
@@ -151,7 +151,7 @@ def evaluate(
         repetitions: Pictures of each condition.
         steps: Sampling steps; by default the checkpoint's own.
         guidance: Weight of classifier-free guidance; 1 is none.
-        scheduler: Sampler, for instance dpmsolvermultistep, ddim, ddpm.
+        scheduler: Sampler, for instance sde-dpmsolver++, dpmsolver++, ddim, ddpm.
         evaluator: Weights of the judge; by default checkpoint.pth of $LAB7_DATA, else ours.
         record: Score on all condition files and write the results down under this name.
         results: Folder of the records.
@@ -198,6 +198,7 @@ def sweep(
     checkpoint: Path = GENERATOR,
     guidance: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
     steps: tuple[int, ...] = (5, 10, 15, 20, 25, 50),
+    schedulers: tuple[str, ...] = ("sde-dpmsolver++", "dpmsolver++", "ddpm", "ddim"),
     repetitions: int = 2,
     keep: bool = False,
     record: str = "sweep",
@@ -205,7 +206,7 @@ def sweep(
     results: Path = RESULTS,
     device: str | None = None,
 ) -> None:
-    """Score guidance scales and step counts on valid.json, and write the results down.
+    """Score guidance scales, step counts and samplers on valid.json, and write the results down.
 
     No setting is chosen on the test conditions.
 
@@ -213,6 +214,7 @@ def sweep(
         checkpoint: Saved pipeline; by default the one that comes with the project.
         guidance: Guidance scales, at the checkpoint's own number of steps.
         steps: Numbers of steps, at the best guidance.
+        schedulers: Samplers, at the best guidance and the checkpoint's own number of steps.
         repetitions: Pictures of each condition and setting.
         keep: Save the best guidance with the checkpoint, which then draws with it by default.
         record: Name of the record.
@@ -232,14 +234,16 @@ def sweep(
         _conditions("valid"),
         guidance,
         steps,
+        schedulers,
         repetitions,
         checkpoint,
         results,
         keep,
     )
-    for row in metrics["guidance"] + metrics["steps"]:
+    for row in metrics["guidance"] + metrics["steps"] + metrics["schedulers"]:
         print(
-            f"guidance {row['guidance_scale']:4.1f}  {row['num_inference_steps']:3d} steps  "
+            f"{row['scheduler']:15s}  guidance {row['guidance_scale']:4.1f}  "
+            f"{row['num_inference_steps']:3d} steps  "
             f"top-k {row['top_k'].value:.4f}  exact set {row['exact_set'].value:.4f}"
         )
     print(f"best guidance {metrics['best_guidance']:g}{', saved' if keep else ''}")

@@ -174,7 +174,7 @@ _OURS = TrainConfig(
     label_dropout=0.1,
     ema_decay=0.999,
     save_every=250,
-    scheduler="dpmsolvermultistep",
+    scheduler="sde-dpmsolver++",
     # For DPM-Solver++ this cuts each predicted x0 to [-1, 1], where guidance drives it out.
     scheduler_options={"thresholding": True, "sample_max_value": 1.0},
     num_inference_steps=20,

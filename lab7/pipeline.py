@@ -11,7 +11,13 @@ from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, ImagePipelineOutput
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    ImagePipelineOutput,
+)
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
@@ -23,6 +29,7 @@ from lab7.model import ConditionalUNet
 
 GENERATOR_DIR = DATA_DIR / "weights" / "generator"
 SETTINGS = ("num_inference_steps", "guidance_scale")
+ALGORITHMS = ("dpmsolver++", "sde-dpmsolver++")  # of DPM-Solver: without and with fresh noise
 Conditions = str | Sequence[Sequence[str]] | Tensor
 Callback = Callable[[int, int, Tensor, Tensor], None]
 
@@ -206,8 +213,9 @@ def convert_scheduler(
 
     Args:
         scheduler: Any scheduler of the noise schedule.
-        name: Class name in diffusers, the ending "Scheduler" and case do not matter:
-            "ddpm", "ddim", "DPMSolverMultistep", "unipcmultistep", "eulerdiscrete", …
+        name: "dpmsolver++" (Lu et al. 2022, algorithm 2), "sde-dpmsolver++" (the same with fresh
+            noise at each step), or a class name in diffusers, whose ending "Scheduler" and case do
+            not matter: "ddpm", "ddim", "unipcmultistep", "eulerdiscrete", …
         options: Settings that the new scheduler shall have.
 
     Returns:
@@ -220,18 +228,28 @@ def convert_scheduler(
         ValueError: If no compatible scheduler has that name.
     """
     classes = {_short(cls.__name__): cls for cls in _compatibles(scheduler)}
+    classes |= dict.fromkeys(ALGORITHMS, DPMSolverMultistepScheduler)
     if _short(name) not in classes:
         close = difflib.get_close_matches(_short(name), classes, 1, cutoff=0)[0]
         raise ValueError(
             f"unknown scheduler {name!r}: did you mean {close!r}? Choose one of {sorted(classes)}"
         )
     cls = classes[_short(name)]
+    if _short(name) in ALGORITHMS:
+        options = {"algorithm_type": _short(name)} | options
     cosine = scheduler.config.beta_schedule == "squaredcos_cap_v2"
     if cosine and "lambda_min_clipped" in _parameters(cls):
         options = {"lambda_min_clipped": -5.1} | options
     if cls is DDIMScheduler:
         options = {"timestep_spacing": "trailing"} | options
     return cls.from_config(scheduler.config, **options)
+
+
+def scheduler_name(scheduler: diffusers.SchedulerMixin) -> str:
+    """Return the name that `convert_scheduler` knows a scheduler by, for instance "ddpm"."""
+    if isinstance(scheduler, DPMSolverMultistepScheduler):
+        return scheduler.config.algorithm_type
+    return _short(type(scheduler).__name__)
 
 
 def load_pipeline(

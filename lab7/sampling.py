@@ -16,7 +16,7 @@ from torchvision.utils import make_grid
 from lab7.evaluator import Evaluator, compute_scores
 from lab7.files import require_writable
 from lab7.labels import LABELS, encode
-from lab7.pipeline import ConditionalDDPMPipeline, to_pil
+from lab7.pipeline import ConditionalDDPMPipeline, scheduler_name, to_pil
 
 DENOISING_CONDITION = ("red sphere", "cyan cylinder", "cyan cube")  # the one the course asks for
 DENOISING_FRAMES = 10
@@ -68,7 +68,7 @@ def write_samples(
         frames = denoising_frames(pipeline, DENOISING_CONDITION, seed, **settings)
         to_grid(frames, columns=len(frames)).save(folder / "denoising.png")
         summary = {
-            "settings": settings | {"scheduler": type(pipeline.scheduler).__name__, "seed": seed},
+            "settings": settings | {"scheduler": scheduler_name(pipeline.scheduler), "seed": seed},
             "conditions": [list(condition) for condition in conditions],
         }
         if evaluator is not None:

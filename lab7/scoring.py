@@ -11,7 +11,12 @@ from torch import Tensor
 from lab7.evaluator import THRESHOLD, Evaluator, compute_scores, exact_set_accuracy, top_k_accuracy
 from lab7.files import require_writable, write_atomically
 from lab7.labels import decode, encode, read_json
-from lab7.pipeline import ConditionalDDPMPipeline, save_pipeline
+from lab7.pipeline import (
+    ConditionalDDPMPipeline,
+    convert_scheduler,
+    save_pipeline,
+    scheduler_name,
+)
 from lab7.results import RESULTS_DIR, aggregate, read_log, write_record
 from lab7.sampling import denoising_frames, to_grid
 
@@ -64,7 +69,7 @@ def score_pipeline(
     exact_set = [exact_set_accuracy(p, y) for p, y in parts]
     groups = torch.arange(count).repeat(repetitions)
     metrics = settings | {
-        "scheduler": type(pipeline.scheduler).__name__,
+        "scheduler": scheduler_name(pipeline.scheduler),
         "repetitions": repetitions,
         "first_seed": first_seed,
         "scores": compute_scores(probabilities, labels, groups),
@@ -151,12 +156,13 @@ def record_sweep(
     conditions: Conditions,
     guidance_scales: Sequence[float],
     step_counts: Sequence[int],
+    schedulers: Sequence[str],
     repetitions: int,
     checkpoint: Path,
     root: Path = RESULTS_DIR,
     keep: bool = False,
 ) -> dict[str, Any]:
-    """Score guidance scales at the pipeline's own number of steps, then step counts at the best.
+    """Score guidance scales at the pipeline's own settings, then the others at the best of them.
 
     Args:
         name: Of the record.
@@ -165,14 +171,15 @@ def record_sweep(
         conditions: Those to choose settings on, so not the test's.
         guidance_scales: Weights of classifier-free guidance to try.
         step_counts: Numbers of sampling steps to try.
+        schedulers: Names of samplers to try, see `convert_scheduler`.
         repetitions: Pictures of each condition and setting.
         checkpoint: Folder that the pipeline was loaded from.
         root: Folder of the records.
         keep: Whether to save the best guidance scale with the checkpoint.
 
     Returns:
-        "guidance" and "steps": lists of rows with the settings and the pooled scores;
-        "best_guidance": the scale with the highest top-k accuracy, of equals the lowest.
+        "guidance", "steps" and "schedulers": lists of rows with the settings and the pooled
+        scores; "best_guidance": the scale with the highest top-k accuracy, of equals the lowest.
     """
     if not guidance_scales:
         raise ValueError("no guidance scales to try: give at least one")
@@ -180,21 +187,27 @@ def record_sweep(
     if keep:
         require_writable(checkpoint)
 
-    def row(**settings) -> dict[str, Any]:
-        metrics, _ = score_pipeline(pipeline, evaluator, conditions, repetitions, **settings)
-        names = ("num_inference_steps", "guidance_scale", "repetitions")
+    def row(drawing: ConditionalDDPMPipeline = pipeline, **settings) -> dict[str, Any]:
+        metrics, _ = score_pipeline(drawing, evaluator, conditions, repetitions, **settings)
+        names = ("scheduler", "num_inference_steps", "guidance_scale", "repetitions")
         scores = metrics["scores"]
         return {key: metrics[key] for key in names} | {
             "top_k": scores.top_k,
             "exact_set": scores.exact_set,
         }
 
+    own = pipeline.settings()
+    others = [
+        ConditionalDDPMPipeline(pipeline.unet, convert_scheduler(pipeline.scheduler, name), **own)
+        for name in schedulers
+    ]
     guidance = [row(guidance_scale=w) for w in sorted(guidance_scales)]
     best = max(guidance, key=lambda scored: scored["top_k"].value)["guidance_scale"]
     steps = [row(num_inference_steps=n, guidance_scale=best) for n in step_counts]
+    samplers = [row(other, guidance_scale=best) for other in others]
     if keep:
         pipeline.register_to_config(guidance_scale=best)
         save_pipeline(pipeline, checkpoint)
-    metrics = {"guidance": guidance, "steps": steps, "best_guidance": best}
+    metrics = {"guidance": guidance, "steps": steps, "schedulers": samplers, "best_guidance": best}
     write_record(name, {}, metrics, root, weights=checkpoint)
     return metrics

@@ -94,6 +94,8 @@ def train(
     how = f"{run.images.device}, {run.precision}"
     bar = tqdm(desc=how, total=config.num_steps, initial=run.step, disable=not progress)
     stopped = run.finished
+    if stopped:  # The settings of sampling may be others now.
+        save_pipeline(run.pipeline(), output_dir / "pipeline")
     while not stopped:
         run.update()
         bar.update()

@@ -8,7 +8,7 @@ from test_report import load_build
 from lab7.__main__ import ROOT
 from lab7.evaluator import WEIGHTS
 from lab7.experiments import get_experiment
-from lab7.pipeline import GENERATOR_DIR, load_pipeline
+from lab7.pipeline import GENERATOR_DIR, load_pipeline, scheduler_name
 from lab7.results import file_hash, read_record, read_records
 
 REFRESH = "run `make report`"
@@ -22,11 +22,12 @@ def test_records_are_of_the_committed_weights(name, weights):
 
 
 def test_settings_are_those_that_were_best_on_valid():
-    config, shipped = get_experiment("ours").config, load_pipeline(device="cpu").config
-    assert (
-        shipped.guidance_scale == config.guidance_scale == read_record("sweep").get("best_guidance")
-    )
+    config, pipeline, sweep = get_experiment("ours").config, load_pipeline(), read_record("sweep")
+    shipped = pipeline.config
+    assert shipped.guidance_scale == config.guidance_scale == sweep.get("best_guidance")
     assert shipped.num_inference_steps == config.num_inference_steps <= 25
+    best = max(sweep.get("schedulers"), key=lambda row: row["top_k"]["value"])
+    assert scheduler_name(pipeline.scheduler) == config.scheduler == best["scheduler"]
 
 
 def test_weights_and_scores_meet_their_goals():

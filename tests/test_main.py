@@ -92,7 +92,7 @@ def test_evaluate_and_sweep_write_records(run, tiny, tmp_path, monkeypatch):
     code, out, _ = run("evaluate", "--record", "mine", *given)
     assert code == 0 and [row.split()[0] for row in out.splitlines()[1:]] == [*CONDITION_FILES]
     assert read_record("mine", tmp_path).get("test.scores.num_pictures") == 2
-    code, out, _ = run("sweep", "--guidance", 1, 2, "--steps", 1, *given)
+    code, out, _ = run("sweep", "--guidance", 1, 2, "--steps", 1, "--schedulers", "ddim", *given)
     record = read_record("sweep", tmp_path)
     assert code == 0 and out.splitlines()[-1] == f"best guidance {record.get('best_guidance'):g}"
 
@@ -218,7 +218,7 @@ def test_a_folder_that_is_not_the_courses_is_refused(run, tmp_path):
 def test_unknown_names_get_the_nearest(run, tiny, tmp_path):
     assert_fails(run("train", "original-cosin"), "did you mean 'original-cosine'")
     given = ["sample", "red cube", "--out", tmp_path / "o", *tiny]
-    assert_fails(run(*given, "--scheduler", "dpmsolvermulti"), "dpmsolvermultistep")
+    assert_fails(run(*given, "--scheduler", "dpmsolver"), "dpmsolver++")
     assert_fails(run("sample", "--conditions", "tests.json", *tiny), "tests.json")
 
 

@@ -17,12 +17,13 @@ from lab7.pipeline import (
     load_pipeline,
     predict_x0,
     save_pipeline,
+    scheduler_name,
 )
 
 CONDITIONS = [["red cube"], ["blue cylinder", "gray sphere"], ["red cube", "cyan cube"]]
 
 
-def make_pipeline(scheduler: str = "dpmsolvermultistep", **settings) -> ConditionalDDPMPipeline:
+def make_pipeline(scheduler: str = "dpmsolver++", **settings) -> ConditionalDDPMPipeline:
     torch.manual_seed(0)
     unet = ConditionalUNet(
         block_out_channels=[32, 32],
@@ -42,7 +43,10 @@ def draw(pipeline: ConditionalDDPMPipeline, conditions=CONDITIONS, **options) ->
     return pipeline(conditions, output_type="pt", **options).images
 
 
-@pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "dpmsolvermultistep", "unipcmultistep"])
+SAMPLERS = ["ddpm", "ddim", "dpmsolver++", "sde-dpmsolver++", "unipcmultistep"]
+
+
+@pytest.mark.parametrize("scheduler", SAMPLERS)
 def test_a_seed_belongs_to_a_picture(scheduler):
     pipeline = make_pipeline(scheduler)
     seeds = [7, 0, 123456789]
@@ -116,7 +120,7 @@ class Oracle(nn.Module):
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
-@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmsolvermultistep", "unipcmultistep"])
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_samplers_reach_a_known_picture(kind, schedule, name):
     x0 = torch.linspace(-0.9, 0.9, 3 * 64 * 64).reshape(1, 3, 64, 64)
     noise = DDPMScheduler(beta_schedule=schedule, prediction_type=kind)
@@ -163,7 +167,7 @@ def test_pil_matches_tensor():
     assert list(first.getpixel((9, 5))) == pixel
 
 
-@pytest.mark.parametrize("scheduler", ["ddpm", "dpmsolvermultistep"])
+@pytest.mark.parametrize("scheduler", SAMPLERS)
 def test_saved_pipeline_draws_the_same(tmp_path, scheduler):
     pipeline = make_pipeline(scheduler, num_inference_steps=3, guidance_scale=1.5)
     save_pipeline(pipeline, tmp_path / "saved")
@@ -173,7 +177,7 @@ def test_saved_pipeline_draws_the_same(tmp_path, scheduler):
         ConditionalDDPMPipeline.from_pretrained(tmp_path / "saved"),
     ):
         assert loaded.unet.dtype == torch.float32
-        assert type(loaded.scheduler) is type(pipeline.scheduler)
+        assert scheduler_name(loaded.scheduler) == scheduler
         images = loaded(CONDITIONS, output_type="pt", progress=False).images
         assert torch.allclose(images, expected, atol=0.02)
     assert pipeline.unet.dtype == torch.float32
@@ -200,14 +204,16 @@ def test_another_scheduler_on_loading(tmp_path):
     assert type(scheduler).__name__ == "DDIMScheduler"
     assert scheduler.config.prediction_type == "v_prediction"
     assert scheduler.config.beta_schedule == "squaredcos_cap_v2"
+    noisy = load_pipeline(tmp_path / "saved", "cpu", scheduler="SDE-DPMSolver++").scheduler
+    assert noisy.config.algorithm_type == scheduler_name(noisy) == "sde-dpmsolver++"
     with pytest.raises(ValueError, match="^unknown scheduler 'ddimm'"):
         load_pipeline(tmp_path / "saved", "cpu", scheduler="ddimm")
 
 
 def test_cosine_end_is_left_out_for_dpm_solver_only():
     noise = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
-    assert convert_scheduler(noise, "dpmsolvermultistep").config.lambda_min_clipped == -5.1
-    linear = convert_scheduler(DDPMScheduler(), "dpmsolvermultistep")
+    assert convert_scheduler(noise, "dpmsolver++").config.lambda_min_clipped == -5.1
+    linear = convert_scheduler(DDPMScheduler(), "dpmsolver++")
     assert linear.config.lambda_min_clipped == -float("inf")
 
 

@@ -50,7 +50,7 @@ def make_scores(conditions, errors, seed=0, repetitions=2):
     return {
         "num_inference_steps": 20,
         "guidance_scale": 3.0,
-        "scheduler": "DPMSolverMultistepScheduler",
+        "scheduler": "sde-dpmsolver++",
         "repetitions": repetitions,
         "first_seed": 0,
         "scores": compute_scores(probabilities, labels, groups),
@@ -116,8 +116,9 @@ def write_evaluator(root):
 def write_sweep(root):
     """A record as `sweep` writes it."""
 
-    def row(guidance_scale, num_inference_steps, top_k):
+    def row(guidance_scale, num_inference_steps, top_k, scheduler="sde-dpmsolver++"):
         return {
+            "scheduler": scheduler,
             "guidance_scale": guidance_scale,
             "num_inference_steps": num_inference_steps,
             "repetitions": 2,
@@ -127,7 +128,10 @@ def write_sweep(root):
 
     guidance = [row(w, 20, 0.92 - 0.02 * (w - 3) ** 2) for w in (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)]
     steps = [row(3.0, n, 0.93 - 0.4 / n) for n in (5, 10, 15, 20, 25, 50)]
-    metrics = {"guidance": guidance, "steps": steps, "best_guidance": 3.0}
+    names = ("sde-dpmsolver++", "dpmsolver++", "ddpm", "ddim")
+    schedulers = [row(3.0, 20, 0.9 - 0.02 * i, name) for i, name in enumerate(names)]
+    metrics = {"guidance": guidance, "steps": steps, "schedulers": schedulers}
+    metrics["best_guidance"] = 3.0
     write_record("sweep", {}, metrics, root)
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from lab7.evaluator import Evaluator, build_network
-from lab7.pipeline import load_pipeline, to_pil
+from lab7.pipeline import load_pipeline, scheduler_name, to_pil
 from lab7.results import file_hash, read_record
 from lab7.sampling import denoising_frames, to_grid, write_samples
 from lab7.scoring import record_generator, record_sweep, score_pipeline
@@ -109,22 +109,26 @@ def test_record_generator_keeps_scores_pictures_and_log(
     assert len(metrics["environment"]["weights_sha256"]) == 64
 
 
-def test_record_sweep_tries_steps_at_the_best_guidance(
+def test_record_sweep_tries_the_rest_at_the_best_guidance(
     pipeline, saved_pipeline, evaluator, tmp_path
 ):
     mine = shutil.copytree(saved_pipeline, tmp_path / "pipeline")
+    tried = ((2.0, 1.0), (1,), ("ddim", "dpmsolver++"))
     metrics = record_sweep(
-        "s", pipeline, evaluator, CONDITIONS[:1], (2.0, 1.0), (1,), 1, mine, tmp_path, keep=True
+        "s", pipeline, evaluator, CONDITIONS[:1], *tried, 1, mine, tmp_path, keep=True
     )
-    assert [row["guidance_scale"] for row in metrics["guidance"]] == [1.0, 2.0]
-    own = pipeline.config.num_inference_steps
-    assert {row["num_inference_steps"] for row in metrics["guidance"]} == {own}
+
+    def rows(name):
+        keys = ("scheduler", "guidance_scale", "num_inference_steps")
+        return [tuple(row[key] for key in keys) for row in metrics[name]]
+
+    own, default = pipeline.config.num_inference_steps, scheduler_name(pipeline.scheduler)
+    assert rows("guidance") == [(default, 1.0, own), (default, 2.0, own)]
     first, second = (row["top_k"].value for row in metrics["guidance"])
     best = 2.0 if second > first else 1.0
     assert metrics["best_guidance"] == best
-    assert [(row["num_inference_steps"], row["guidance_scale"]) for row in metrics["steps"]] == [
-        (1, best)
-    ]
+    assert rows("steps") == [(default, best, 1)]
+    assert rows("schedulers") == [("ddim", best, own), ("dpmsolver++", best, own)]
     assert load_pipeline(mine, "cpu").config.guidance_scale == best
     record = read_record("s", tmp_path)
     assert record.environment["weights_sha256"] == file_hash(mine)

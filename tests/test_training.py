@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from diffusers.optimization import get_cosine_schedule_with_warmup
 
 import lab7.training
 from lab7.experiments import TrainConfig, get_experiment
-from lab7.pipeline import load_pipeline
+from lab7.pipeline import load_pipeline, scheduler_name
 from lab7.training import (
     PictureOrder,
     Run,
@@ -215,8 +216,17 @@ def test_saved_pipeline_is_the_returned_one(finished):
     saved = load_pipeline(folder / "pipeline", "cpu")
     assert torch.allclose(weights(saved), weights(trained), atol=1e-3)
     assert saved.config.guidance_scale == SMOKE.guidance_scale
-    assert type(saved.scheduler).__name__ == "DPMSolverMultistepScheduler"
+    assert scheduler_name(saved.scheduler) == SMOKE.scheduler
     assert saved.scheduler.config.thresholding
+
+
+def test_a_finished_run_takes_new_settings_of_sampling(finished, dataset, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    config = replace(SMOKE, guidance_scale=5.0, scheduler="ddim")
+    train(config, dataset, folder, progress=False)
+    saved = load_pipeline(folder / "pipeline", "cpu")
+    assert saved.config.guidance_scale == 5 and scheduler_name(saved.scheduler) == "ddim"
+    assert torch.equal(weights(saved), weights(load_pipeline(finished[0] / "pipeline", "cpu")))
 
 
 def test_average_lags_behind_the_weights(tmp_path, dataset, finished):
