@@ -1,7 +1,7 @@
 """The pictures of i-CLEVR with their conditions: the embedded set or the course's own folder.
 
-The embedded set keeps its pictures in one file, `pictures.zip`, a strip of three for each scene;
-the course's folder has one PNG per picture in `iclevr/`. Either is decoded once into a file of
+The embedded set keeps its pictures in one file, `pictures.zip` (see `lab7.packs`); the course's
+folder has one PNG per picture in `iclevr/`. Either is decoded once into a file of
 raw bytes in the user's cache, which later runs map into memory instead of reading it.
 """
 
@@ -10,31 +10,24 @@ import io
 import os
 import re
 import warnings
-import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import platformdirs
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from lab7.files import write_atomically
 from lab7.labels import encode, load_objects, parse_labels, read_json
+from lab7.packs import IMAGE_SIZE, PICTURE_SHAPE, decode_pack, in_threads
 
 DATA_DIR = Path(__file__).resolve().parent.parent / "data"
 CONDITION_FILES = ("test", "new_test", "valid", "unseen", "four_five")
-IMAGE_SIZE = 64
-STEPS = 3
 
 _NUMBERED = re.compile(r"(0|[1-9][0-9]*)\.png")
-_STEP_NAME = re.compile(rf"(.+)_([0-{STEPS - 1}])\.png")
 _COURSE_SIZE = (320, 240)
-_PICTURE_SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
-_STRIP_SHAPE = (IMAGE_SIZE, STEPS * IMAGE_SIZE, 3)
 # Part of every cache key: to be raised when decoding changes, so that old caches are left alone.
 _CACHE_FORMAT = b"lab7 pictures 1"
 
@@ -141,75 +134,6 @@ def load_images(folder: str | Path, count: int | None = None) -> torch.Tensor:
     return torch.from_numpy(_decode_folder(folder, [f"{number}.png" for number in range(count)]))
 
 
-def write_pack(
-    path: str | Path,
-    scenes: Iterable[tuple[str, np.ndarray]],
-    quality: int = 90,
-    subsampling: str = "4:4:4",
-    speed: int = 4,
-) -> None:
-    """Write scenes as one uncompressed zip of AVIF strips, the three steps from left to right.
-
-    The same scenes give the same bytes with the same version of Pillow. The file appears under
-    its name only when it is complete.
-
-    Args:
-        path: The zip to write.
-        scenes: Pairs of a scene's name ("CLEVR_train_000123") and its pictures, uint8
-            (3, 64, 64, 3): step, row, column, RGB.
-        quality: Of AVIF, 0 … 100.
-        subsampling: Of the color planes; anything but "4:4:4" blurs colors.
-        speed: Of the encoder, 0 (smallest file) … 10 (fastest).
-    """
-
-    def encode_strip(name: str) -> bytes:
-        strip = Image.fromarray(pictures[name].transpose(1, 0, 2, 3).reshape(_STRIP_SHAPE))
-        buffer = io.BytesIO()
-        strip.save(
-            buffer,
-            "AVIF",
-            quality=quality,
-            subsampling=subsampling,
-            speed=speed,
-            # The default tuning, for the eye, is 0.4 dB worse at the same size.
-            advanced={"tune": "ssim"},
-            # With several threads the bytes could depend on the machine.
-            max_threads=1,
-        )
-        return buffer.getvalue()
-
-    pictures = dict(scenes)
-    names = sorted(pictures)
-
-    def write(file: io.BufferedWriter) -> None:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as pack:
-            for name, strip in zip(names, _in_threads(encode_strip, names, "packing"), strict=True):
-                info = zipfile.ZipInfo(f"{name}.avif", date_time=(1980, 1, 1, 0, 0, 0))
-                info.create_system = 3
-                info.external_attr = 0o644 << 16
-                pack.writestr(info, strip)
-
-    write_atomically(Path(path), write)
-
-
-def read_pack(path: str | Path) -> tuple[list[str], np.ndarray]:
-    """Read every scene of a pack.
-
-    Returns:
-        The scenes' names, sorted, and their pictures: (S, 3, 64, 64, 3) uint8 as `write_pack`
-        takes them.
-
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: The zip or one of its strips is broken.
-    """
-    with _open_pack(Path(path)) as pack:
-        scenes = sorted(name.removesuffix(".avif") for name in pack.namelist())
-    names = [f"{scene}_{step}.png" for scene in scenes for step in range(STEPS)]
-    pictures = _decode_pack(Path(path), names).reshape(len(scenes), STEPS, *_PICTURE_SHAPE)
-    return scenes, pictures.transpose(0, 1, 3, 4, 2)
-
-
 def _existing_folder(folder: str | Path) -> Path:
     folder = Path(folder).expanduser()
     if not folder.exists():
@@ -247,7 +171,7 @@ def _load_pictures(root: Path, names: list[str]) -> torch.Tensor:
     if (root / "iclevr").is_dir():
         source, decode, parts = root / "iclevr", _decode_folder, _describe_folder(root / "iclevr")
     else:
-        source, decode = root / "pictures.zip", _decode_pack
+        source, decode = root / "pictures.zip", decode_pack
         parts = [source.read_bytes()]
     key = hashlib.sha256(b"\n".join([_CACHE_FORMAT, "\n".join(names).encode(), *parts]))
     cache = Path(
@@ -275,7 +199,7 @@ def _dump(file: io.BufferedWriter, images: np.ndarray) -> None:
 
 def _map_cache(path: Path, count: int) -> np.ndarray | None:
     """Map a cache file copy-on-write, or return None where there is none that is intact."""
-    size = count * int(np.prod(_PICTURE_SHAPE))
+    size = count * int(np.prod(PICTURE_SHAPE))
     try:
         if path.stat().st_size != size + 4:
             return None
@@ -286,7 +210,7 @@ def _map_cache(path: Path, count: int) -> np.ndarray | None:
     # CRC-32 needs 0.04 s for the whole set where SHA-256 needs 0.15 to 0.7, more than all the rest.
     if zlib.crc32(content[:size]) != int.from_bytes(content[size:].tobytes(), "little"):
         return None
-    return content[:size].reshape(count, *_PICTURE_SHAPE)
+    return content[:size].reshape(count, *PICTURE_SHAPE)
 
 
 def _describe_folder(folder: Path) -> list[bytes]:
@@ -306,9 +230,9 @@ def _decode_folder(folder: Path, names: Sequence[str]) -> np.ndarray:
     if missing:
         more = f" and {len(missing) - 1} more of {len(names)} pictures" if missing[1:] else ""
         raise ValueError(f"{folder} lacks {missing[0]}{more}")
-    images = np.empty((len(names), *_PICTURE_SHAPE), np.uint8)
+    images = np.empty((len(names), *PICTURE_SHAPE), np.uint8)
     paths = [folder / name for name in names]
-    for row, picture in enumerate(_in_threads(_read_png, paths, "reading pictures")):
+    for row, picture in enumerate(in_threads(_read_png, paths, "reading pictures")):
         images[row] = picture.transpose(2, 0, 1)
     return images
 
@@ -329,53 +253,3 @@ def _read_png(path: Path) -> np.ndarray:
             f"{path} is {size[0]}×{size[1]} {mode}: pictures are 320×240 or 64×64, RGB or RGBA"
         )
     return np.asarray(small)
-
-
-def _open_pack(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is a broken pack: {error}") from None
-
-
-def _decode_pack(path: Path, names: Sequence[str]) -> np.ndarray:
-    """Read pictures "<scene>_<step>.png" out of a pack into (N, 3, 64, 64) uint8."""
-    with _open_pack(path) as pack:
-        rows: dict[str, list[tuple[int, int]]] = {}
-        for row, name in enumerate(names):
-            match = _STEP_NAME.fullmatch(name)
-            if not match or f"{match[1]}.avif" not in pack.NameToInfo:
-                raise ValueError(f"{path} has no picture {name}")
-            rows.setdefault(match[1], []).append((row, int(match[2])))
-        images = np.empty((len(names), *_PICTURE_SHAPE), np.uint8)
-        scenes = _in_threads(lambda scene: _read_strip(pack, scene), list(rows), "unpacking")
-        for pictures, places in zip(scenes, rows.values(), strict=True):
-            for row, step in places:
-                images[row] = pictures[step]
-    return images
-
-
-def _read_strip(pack: zipfile.ZipFile, scene: str) -> np.ndarray:
-    """Decode one scene: (3, 3, 64, 64) uint8, step and then channel first."""
-    try:
-        with Image.open(io.BytesIO(pack.read(f"{scene}.avif")), formats=["AVIF"]) as image:
-            strip = np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{pack.filename} is broken at {scene}.avif: {error}") from None
-    if strip.shape != _STRIP_SHAPE:
-        raise ValueError(
-            f"{pack.filename}: {scene}.avif is {strip.shape[1]}×{strip.shape[0]}, not "
-            f"{_STRIP_SHAPE[1]}×{_STRIP_SHAPE[0]}"
-        )
-    return strip.reshape(IMAGE_SIZE, STEPS, IMAGE_SIZE, 3).transpose(1, 3, 0, 2)
-
-
-def _in_threads(function: Callable, items: Sequence, description: str) -> Iterable:
-    """Yield function(item) in order, computed by a few threads, with a bar if it is long work."""
-    # disable=None shows the bar in a terminal only: a notebook that happens to fill the cache
-    # must not differ from one that finds it filled.
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        results = pool.map(function, items)
-        yield from tqdm(
-            results, description, len(items), disable=len(items) < 500 or None, leave=False
-        )

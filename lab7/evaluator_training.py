@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from lab7.dataset import DATA_DIR, IMAGE_SIZE, ICLEVRDataset, to_float
+from lab7.dataset import DATA_DIR, ICLEVRDataset, to_float
 from lab7.devices import bfloat16_is_faster, choose_device
 from lab7.evaluator import (
     THRESHOLD,
@@ -32,6 +32,7 @@ from lab7.evaluator import (
 )
 from lab7.files import require_writable, write_atomically
 from lab7.labels import LABELS, decode
+from lab7.packs import IMAGE_SIZE
 from lab7.results import RESULTS_DIR, append_log, write_record
 from lab7.sampling import to_grid
 

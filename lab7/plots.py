@@ -21,10 +21,11 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.path import Path as Outline
 from matplotlib.ticker import EngFormatter, FuncFormatter
 
-from lab7.dataset import IMAGE_SIZE, to_uint8
+from lab7.dataset import to_uint8
 from lab7.evaluator import THRESHOLD
 from lab7.files import write_atomically
 from lab7.labels import COLORS, LABELS, SHAPES
+from lab7.packs import IMAGE_SIZE
 
 BLUE, ORANGE, GREEN, INK, FAINT = "#0072B2", "#D55E00", "#009E73", "#222222", "#8C8C8C"
 OBJECT_COLORS = dict(

@@ -16,7 +16,8 @@ from torchvision.utils import make_grid
 from lab7.evaluator import Evaluator, compute_scores
 from lab7.files import require_writable
 from lab7.labels import LABELS, encode
-from lab7.pipeline import ConditionalDDPMPipeline, scheduler_name, to_pil
+from lab7.pipeline import ConditionalDDPMPipeline, to_pil
+from lab7.schedulers import scheduler_name
 
 DENOISING_CONDITION = ("red sphere", "cyan cylinder", "cyan cube")  # the one the course asks for
 DENOISING_FRAMES = 10

@@ -18,9 +18,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from lab7 import rendering
-from lab7.dataset import write_pack
 from lab7.files import write_atomically
 from lab7.labels import LABELS
+from lab7.packs import write_pack
 
 SEED = 2024
 NUM_SCENES = 6003

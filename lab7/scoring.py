@@ -11,14 +11,10 @@ from torch import Tensor
 from lab7.evaluator import THRESHOLD, Evaluator, compute_scores, exact_set_accuracy, top_k_accuracy
 from lab7.files import require_writable, write_atomically
 from lab7.labels import decode, encode, read_json
-from lab7.pipeline import (
-    ConditionalDDPMPipeline,
-    convert_scheduler,
-    save_pipeline,
-    scheduler_name,
-)
+from lab7.pipeline import ConditionalDDPMPipeline, save_pipeline
 from lab7.results import RESULTS_DIR, aggregate, read_log, write_record
 from lab7.sampling import denoising_frames, to_grid
+from lab7.schedulers import convert_scheduler, scheduler_name
 
 Conditions = Sequence[Sequence[str]]
 

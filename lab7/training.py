@@ -27,13 +27,9 @@ from lab7.devices import bfloat16_is_faster, choose_device, has_compiler
 from lab7.experiments import TrainConfig
 from lab7.files import write_atomically
 from lab7.model import ConditionalUNet
-from lab7.pipeline import (
-    ConditionalDDPMPipeline,
-    convert_scheduler,
-    load_pipeline,
-    save_pipeline,
-)
+from lab7.pipeline import ConditionalDDPMPipeline, load_pipeline, save_pipeline
 from lab7.results import append_log, environment
+from lab7.schedulers import convert_scheduler
 
 # What may differ between a run and its resumption: none of it changes the course of training.
 FREE_FIELDS = (

@@ -22,10 +22,11 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from lab7 import plots
-from lab7.dataset import CONDITION_FILES, DATA_DIR, IMAGE_SIZE, STEPS
+from lab7.dataset import CONDITION_FILES, DATA_DIR
 from lab7.experiments import EXPERIMENTS
 from lab7.files import write_atomically
 from lab7.labels import LABELS, load_conditions, read_json
+from lab7.packs import IMAGE_SIZE, STEPS
 from lab7.results import RESULTS_DIR, Record, published, read_log, read_record, read_records
 
 HERE = Path(__file__).resolve().parent

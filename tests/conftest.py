@@ -8,17 +8,13 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from lab7.dataset import write_pack
 from lab7.experiments import get_experiment
 from lab7.labels import LABELS
 from lab7.model import ConditionalUNet
-from lab7.pipeline import (
-    ConditionalDDPMPipeline,
-    convert_scheduler,
-    load_pipeline,
-    save_pipeline,
-)
+from lab7.packs import write_pack
+from lab7.pipeline import ConditionalDDPMPipeline, load_pipeline, save_pipeline
 from lab7.results import RESULTS_DIR
+from lab7.schedulers import convert_scheduler
 
 # The notebooks show recorded results, which there are none of before the weights are trained.
 collect_ignore = (

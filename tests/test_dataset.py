@@ -20,14 +20,13 @@ from lab7.dataset import (
     ICLEVRDataset,
     condition_file,
     load_images,
-    read_pack,
     resolve_root,
     to_float,
     to_uint8,
-    write_pack,
 )
 from lab7.files import write_atomically
 from lab7.labels import LABELS
+from lab7.packs import read_pack, write_pack
 
 NAMES = [f"{scene}_{step}.png" for scene in sorted(SCENES) for step in range(3)]
 
@@ -334,7 +333,7 @@ def test_second_opening_maps_the_cache(embedded_root, cache_dir, monkeypatch):
     first = ICLEVRDataset(embedded_root)
     (file,) = cache_dir.iterdir()
     assert file.stat().st_size == 9 * 3 * 64 * 64 + 4
-    monkeypatch.setattr(lab7.dataset, "_decode_pack", no_decoding)
+    monkeypatch.setattr(lab7.dataset, "decode_pack", no_decoding)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         second = ICLEVRDataset(embedded_root)

@@ -13,12 +13,10 @@ from lab7.labels import encode
 from lab7.model import ConditionalUNet
 from lab7.pipeline import (
     ConditionalDDPMPipeline,
-    convert_scheduler,
     load_pipeline,
-    predict_x0,
     save_pipeline,
-    scheduler_name,
 )
+from lab7.schedulers import convert_scheduler, predict_x0, scheduler_name
 
 CONDITIONS = [["red cube"], ["blue cylinder", "gray sphere"], ["red cube", "cyan cube"]]
 
@@ -155,6 +153,13 @@ def test_callback_sees_every_step():
     assert [len(xt) for _, _, xt, _ in seen] == [2] * 4 + [1] * 4
     assert all(x0.abs().max() <= 1 for *_, x0 in seen)
     assert images.shape[0] == 3
+
+
+def test_no_graph_is_kept_of_the_reverse_process():
+    pipeline = make_pipeline()
+    for _, xt, x0, xt_next in pipeline.reverse(encode(CONDITIONS), [0, 1, 2], 2, 3.0):
+        assert not (xt.requires_grad or x0.requires_grad or xt_next.requires_grad)
+    assert torch.is_grad_enabled()
 
 
 def test_pil_matches_tensor():

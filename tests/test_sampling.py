@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 from lab7.evaluator import Evaluator, build_network
-from lab7.pipeline import load_pipeline, scheduler_name, to_pil
+from lab7.pipeline import load_pipeline, to_pil
 from lab7.results import file_hash, read_record
 from lab7.sampling import denoising_frames, to_grid, write_samples
+from lab7.schedulers import scheduler_name
 from lab7.scoring import record_generator, record_sweep, score_pipeline
 
 CONDITIONS = [("red cube",), ("blue sphere", "gray cylinder"), ("cyan cube", "cyan sphere")]

@@ -14,7 +14,8 @@ from diffusers.optimization import get_cosine_schedule_with_warmup
 
 import lab7.training
 from lab7.experiments import TrainConfig, get_experiment
-from lab7.pipeline import load_pipeline, scheduler_name
+from lab7.pipeline import load_pipeline
+from lab7.schedulers import scheduler_name
 from lab7.training import (
     PictureOrder,
     Run,
