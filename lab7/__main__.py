@@ -289,6 +289,8 @@ def train_evaluator(
 ) -> None:
     """Train the evaluator on the embedded pictures and on those of `render evaluator`.
 
+    Stopped and started again it goes on after the last whole epoch.
+
     Args:
         renders: Folder that `render evaluator` wrote.
         output: Weights to write; by default those that come with the project.

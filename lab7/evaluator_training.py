@@ -4,7 +4,10 @@ The recipe is the course's: its ResNet-18, pictures shrunk to 32×32 and scaled 
 cross-entropy. What is added are random changes of the pictures, see `lab7.augmentation`.
 """
 
+import dataclasses
+import json
 import math
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from lab7.augmentation import Augmentation, augment, shrink
+from lab7.checkpoints import load_latest, save_state
 from lab7.dataset import DATA_DIR, ICLEVRDataset, to_float
 from lab7.devices import bfloat16_is_faster, choose_device
 from lab7.evaluator import (
@@ -31,7 +35,7 @@ from lab7.evaluator import (
 from lab7.files import require_writable, write_atomically
 from lab7.labels import LABELS, decode
 from lab7.packs import IMAGE_SIZE
-from lab7.results import RESULTS_DIR, append_log, write_record
+from lab7.results import RESULTS_DIR, write_record
 from lab7.sampling import to_grid
 
 MISTAKES_SHOWN = 16  # of the test, in the record's picture
@@ -61,6 +65,7 @@ def train_evaluator(
     *,
     run_name: str = "evaluator",
     results_root: str | Path = RESULTS_DIR,
+    states: str | Path | None = None,
     device: str | torch.device | None = None,
 ) -> Evaluator:
     """Train the classifier, keep its best epoch, and write down how it does.
@@ -70,47 +75,49 @@ def train_evaluator(
             sides of a cut: the last rows are the test's, those before are for validation.
         labels: (N, 24) multi-hot.
         config: The settings.
-        output: safetensors file, replaced whenever the validation pictures are judged better.
+        output: safetensors file that gets the weights of the epoch in which the validation
+            pictures were judged best. It and the record are written when all is done.
         run_name: Name of the record, see `write_record`.
         results_root: Folder of the records.
+        states: Folder that keeps a state after each epoch, so that an interrupted training goes
+            on; removed at the end. None keeps none.
         device: Where to train; None takes the best there is.
 
     Returns:
         The evaluator as loaded from `output`, whose scores are the record's.
 
     Raises:
-        ValueError: Arrays that do not fit each other, or too few pictures to train on.
+        ValueError: Arrays that do not fit each other, too few pictures to train on, or `states`
+            of a training with other settings.
     """
     train, validation, test = _split(images, labels, config)
     for file in (Path(output), Path(results_root) / run_name / "metrics.json"):
         require_writable(file.parent)
     device = choose_device(device)
     torch.manual_seed(config.seed)
-    log = Path(results_root) / run_name / "log.jsonl"
-    log.unlink(missing_ok=True)
     trainer = _Trainer(train, config, device)
-    best, start = (-1.0, -1.0), time.perf_counter()
-    with tqdm(total=config.epochs * trainer.steps_per_epoch, unit="step", desc="evaluator") as bar:
-        for epoch in range(1, config.epochs + 1):
-            row = {"epoch": epoch} | trainer.run_epoch(bar)
-            judge = Evaluator(trainer.averaged_network(), device)
-            probabilities = judge.predict(validation[0])
-            score = (
-                exact_set_accuracy(probabilities, validation[1]),
-                top_k_accuracy(probabilities, validation[1]),
-            )
-            if score > best:
-                best = score
-                judge.save(output)
-            row |= {"exact_set": score[0], "top_k": score[1]}
-            append_log(log, row | {"seconds": time.perf_counter() - start})
+    if states is not None:
+        trainer.restore(load_latest(states, device))
+    steps = trainer.steps_per_epoch
+    with tqdm(desc="evaluator", total=config.epochs * steps, unit="step") as bar:
+        bar.update(trainer.epochs_done * steps)
+        while trainer.epochs_done < config.epochs:
+            trainer.run_epoch(bar, *validation)
+            if states is not None:
+                save_state(states, trainer.epochs_done, trainer.state(), keep=1)
+    trainer.best_evaluator().save(output)
     evaluator = Evaluator.load(output, device)
+    best = max(trainer.log, key=_validation_score)
     metrics = held_out_metrics(evaluator, *test, small_size=config.small_size) | {
-        "validation": {"exact_set": best[0], "top_k": best[1], "num_pictures": len(validation[0])},
+        "validation": {
+            "exact_set": best["exact_set"],
+            "top_k": best["top_k"],
+            "num_pictures": len(validation[0]),
+        },
         "training": {
             "num_pictures": len(train[0]),
-            "steps": config.epochs * trainer.steps_per_epoch,
-            "seconds": time.perf_counter() - start,
+            "steps": config.epochs * steps,
+            "seconds": trainer.log[-1]["seconds"],
             "bf16": trainer.bf16,
         },
     }
@@ -121,6 +128,9 @@ def train_evaluator(
     if worst:
         sheet = to_grid(to_float(test[0][worst]))
         write_atomically(folder / "mistakes.png", lambda file: sheet.save(file, "PNG"))
+    write_atomically(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in trainer.log))
+    if states is not None:
+        shutil.rmtree(states)
     return evaluator
 
 
@@ -143,7 +153,8 @@ def train_on_renders(
     images = torch.cat([part.images for part in sets])
     labels = torch.cat([part.conditions for part in sets])
     config = EvaluatorConfig() if epochs is None else EvaluatorConfig(epochs=epochs)
-    return train_evaluator(images, labels, config, output or WEIGHTS, device=device)
+    states = DATA_DIR.parent / "runs" / "train-evaluator"
+    return train_evaluator(images, labels, config, output or WEIGHTS, states=states, device=device)
 
 
 def held_out_metrics(
@@ -193,12 +204,16 @@ def list_mistakes(probabilities: Tensor, labels: Tensor) -> list[dict]:
     return [{"row": row, "labels": asked, "seen": found} for row, asked, found in pairs]
 
 
+_PARTS = ("network", "average", "optimizer", "schedule")  # of a state, each with a state_dict
+
+
 class _Trainer:
     """Holds what changes during a training and runs one epoch at a time."""
 
     def __init__(self, train: tuple[Tensor, Tensor], config: EvaluatorConfig, device: torch.device):
         self.images, self.labels = train[0].to(device), train[1].to(device, torch.float32)
         self.config, self.device = config, device
+        self.settings = dataclasses.asdict(config) | {"training pictures": len(self.images)}
         self.network = build_network().to(device, memory_format=torch.channels_last)
         self.bf16 = bfloat16_is_faster(device, _probe)
         self.steps_per_epoch = len(self.images) // config.batch_size
@@ -218,9 +233,58 @@ class _Trainer:
         )
         average = get_ema_multi_avg_fn(config.ema_decay)
         self.average = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
+        self.log: list[dict] = []  # a row for each epoch
+        self.best: dict[str, Tensor] = {}  # averaged weights of the best epoch so far
 
-    def run_epoch(self, bar: tqdm) -> dict:
-        """Train on all pictures once, in a new order; return what is logged of it."""
+    @property
+    def epochs_done(self) -> int:
+        return len(self.log)
+
+    def run_epoch(self, bar: tqdm, images: Tensor, labels: Tensor) -> None:
+        """Train on all pictures once, in a new order, then judge those of the validation."""
+        start = time.perf_counter()
+        row = {"epoch": self.epochs_done + 1} | self._train(bar)
+        evaluator = self._evaluator(self.average.module.state_dict())
+        probabilities = evaluator.predict(images)
+        row["exact_set"] = exact_set_accuracy(probabilities, labels)
+        row["top_k"] = top_k_accuracy(probabilities, labels)
+        before = self.log[-1]["seconds"] if self.log else 0.0
+        row["seconds"] = before + time.perf_counter() - start
+        if all(_validation_score(row) > _validation_score(other) for other in self.log):
+            self.best = evaluator.network.state_dict()
+        self.log.append(row)
+
+    def best_evaluator(self) -> Evaluator:
+        """Return the evaluator of the best epoch."""
+        return self._evaluator(self.best)
+
+    def state(self) -> dict:
+        """Return what `restore` needs to go on from here."""
+        parts = {name: getattr(self, name).state_dict() for name in _PARTS}
+        return parts | {
+            "settings": self.settings,
+            "generator": self.generator.get_state(),
+            "log": self.log,
+            "best": self.best,
+        }
+
+    def restore(self, state: dict | None) -> None:
+        """Go back to a state; None leaves the training at its start."""
+        if state is None:
+            return
+        for name, value in self.settings.items():
+            if state["settings"][name] != value:
+                raise ValueError(
+                    f"an unfinished training with {name} = {state['settings'][name]}, not {value}, "
+                    "is to go on: use its settings, or remove its states"
+                )
+        for name in _PARTS:
+            getattr(self, name).load_state_dict(state[name])
+        self.generator.set_state(state["generator"].cpu())
+        self.log, self.best = state["log"], state["best"]
+
+    def _train(self, bar: tqdm) -> dict:
+        """Go through all pictures once; return what is logged of it."""
         self.network.train()
         order = torch.randperm(len(self.images), generator=self.generator, device=self.device)
         size, total, start = self.config.batch_size, 0.0, time.perf_counter()
@@ -235,11 +299,10 @@ class _Trainer:
             "pictures_per_second": self.steps_per_epoch * size / (time.perf_counter() - start),
         }
 
-    def averaged_network(self) -> nn.Module:
-        """Return a copy with the averaged weights."""
-        network = build_network().to(self.device, memory_format=torch.channels_last)
-        network.load_state_dict(self.average.module.state_dict())
-        return network
+    def _evaluator(self, weights: dict[str, Tensor]) -> Evaluator:
+        network = build_network().to(memory_format=torch.channels_last)
+        network.load_state_dict(weights)
+        return Evaluator(network, self.device)
 
     def _step(self, images: Tensor, labels: Tensor) -> float:
         x = augment(images, self.config, self.generator)
@@ -253,6 +316,11 @@ class _Trainer:
         self.schedule.step()
         self.average.update_parameters(self.network)
         return loss.item()
+
+
+def _validation_score(row: dict) -> tuple[float, float]:
+    """Return what decides which epoch is the best."""
+    return row["exact_set"], row["top_k"]
 
 
 def _loss(network: nn.Module, x: Tensor, targets: Tensor) -> Tensor:

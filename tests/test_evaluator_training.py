@@ -8,6 +8,7 @@ from PIL import Image
 from lab7.evaluator import Evaluator
 from lab7.evaluator_training import (
     EvaluatorConfig,
+    _Trainer,
     list_mistakes,
     train_evaluator,
 )
@@ -88,6 +89,33 @@ def test_training_repeats_itself(pictures, tmp_path, monkeypatch):
         )  # fmt: skip
         losses.append(read_log(tmp_path / name / "log.jsonl")[0]["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_an_interrupted_training_goes_on_to_the_same_end(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("lab7.evaluator_training.bfloat16_is_faster", lambda *_: False)
+    given = {"results_root": tmp_path, "device": "cpu"}
+    whole = train_evaluator(*pictures, TINY, tmp_path / "a.safetensors", run_name="a", **given)
+    run_epoch = _Trainer.run_epoch
+
+    def interrupted(trainer, *arguments):
+        if trainer.epochs_done == 1:
+            raise KeyboardInterrupt
+        run_epoch(trainer, *arguments)
+
+    given |= {"run_name": "b", "states": tmp_path / "states"}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_Trainer, "run_epoch", interrupted)
+        train_evaluator(*pictures, TINY, tmp_path / "b.safetensors", **given)
+    assert not (tmp_path / "b.safetensors").exists() and not (tmp_path / "b" / "log.jsonl").exists()
+    longer = dataclasses.replace(TINY, epochs=3)
+    with pytest.raises(ValueError, match="unfinished training with epochs = 2, not 3"):
+        train_evaluator(*pictures, longer, tmp_path / "b.safetensors", **given)
+    resumed = train_evaluator(*pictures, TINY, tmp_path / "b.safetensors", **given)
+    for name, weight in whole.network.state_dict().items():
+        assert torch.equal(weight, resumed.network.state_dict()[name]), name
+    losses = [[row["loss"] for row in read_log(tmp_path / x / "log.jsonl")] for x in "ab"]
+    assert losses[0] == losses[1] and len(losses[0]) == 2
+    assert not (tmp_path / "states").exists()
 
 
 def test_arrays_that_do_not_fit_are_refused(pictures, tmp_path):
