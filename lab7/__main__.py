@@ -31,6 +31,7 @@ def train(
     batch_size: int | None = None,
     learning_rate: float | None = None,
     init_from: str | None = None,
+    seed: int | None = None,
     compile: bool = False,
     resume: bool = True,
     device: str | None = None,
@@ -48,6 +49,7 @@ def train(
         batch_size: Pictures a step.
         learning_rate: Highest learning rate.
         init_from: Saved pipeline whose weights to start from.
+        seed: Of the first weights, the order of the pictures and the noise.
         compile: Use torch.compile, which takes about a minute to pay off.
         resume: Go on from the latest state in OUTPUT; --no-resume starts anew.
         device: cuda, mps or cpu; by default the best there is.
@@ -62,6 +64,7 @@ def train(
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "init_from": init_from,
+        "seed": seed,
     }
     changes = {name: value for name, value in changes.items() if value is not None}
     config = dataclasses.replace(get_experiment(experiment).config, compile=compile, **changes)

@@ -1,5 +1,6 @@
 """Scores of a generator: pictures drawn for conditions, judged by the evaluator."""
 
+import functools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -183,24 +184,28 @@ def record_sweep(
     if keep:
         require_writable(checkpoint)
 
-    def row(drawing: ConditionalDDPMPipeline = pipeline, **settings) -> dict[str, Any]:
-        metrics, _ = score_pipeline(drawing, evaluator, conditions, repetitions, **settings)
-        names = ("scheduler", "num_inference_steps", "guidance_scale", "repetitions")
+    own = pipeline.settings()
+    others = [convert_scheduler(pipeline.scheduler, name) for name in schedulers]
+    drawing = {scheduler_name(s): ConditionalDDPMPipeline(pipeline.unet, s, **own) for s in others}
+    drawing[own_sampler := scheduler_name(pipeline.scheduler)] = pipeline
+
+    @functools.cache  # some settings stand in more than one list
+    def row(sampler: str, num_inference_steps: int, guidance_scale: float) -> dict[str, Any]:
+        settings = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+        metrics, _ = score_pipeline(
+            drawing[sampler], evaluator, conditions, repetitions, **settings
+        )
         scores = metrics["scores"]
-        return {key: metrics[key] for key in names} | {
+        return {"scheduler": sampler, **settings, "repetitions": repetitions} | {
             "top_k": scores.top_k,
             "exact_set": scores.exact_set,
         }
 
-    own = pipeline.settings()
-    others = [
-        ConditionalDDPMPipeline(pipeline.unet, convert_scheduler(pipeline.scheduler, name), **own)
-        for name in schedulers
-    ]
-    guidance = [row(guidance_scale=w) for w in sorted(guidance_scales)]
+    own_steps = own["num_inference_steps"]
+    guidance = [row(own_sampler, own_steps, w) for w in sorted(guidance_scales)]
     best = max(guidance, key=lambda scored: scored["top_k"].value)["guidance_scale"]
-    steps = [row(num_inference_steps=n, guidance_scale=best) for n in step_counts]
-    samplers = [row(other, guidance_scale=best) for other in others]
+    steps = [row(own_sampler, n, best) for n in step_counts]
+    samplers = [row(scheduler_name(s), own_steps, best) for s in others]
     if keep:
         pipeline.register_to_config(guidance_scale=best)
         save_pipeline(pipeline, checkpoint)

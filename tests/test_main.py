@@ -194,6 +194,7 @@ def test_places_without_permission_are_named(tmp_path):
         ["render", "--output"],
         ["sample", "red cube", "--out"],
         ["evaluate", "--record", "mine", "--results"],
+        ["report", "--output"],
     )
     for command in commands:
         arguments = [*bound, sys.executable, "-m", "lab7", *command, tmp_path / "mine"]

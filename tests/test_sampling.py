@@ -114,7 +114,7 @@ def test_record_sweep_tries_the_rest_at_the_best_guidance(
     pipeline, saved_pipeline, evaluator, tmp_path
 ):
     mine = shutil.copytree(saved_pipeline, tmp_path / "pipeline")
-    tried = ((2.0, 1.0), (1,), ("ddim", "dpmsolver++"))
+    tried = ((2.0, 1.0), (1,), ("DDIMScheduler", "dpmsolver++"))
     metrics = record_sweep(
         "s", pipeline, evaluator, CONDITIONS[:1], *tried, 1, mine, tmp_path, keep=True
     )
