@@ -5,6 +5,7 @@ wants to wait for --help.
 """
 
 import dataclasses
+import difflib
 import importlib.util
 import sys
 from pathlib import Path
@@ -117,6 +118,8 @@ def sample(
 
     if (labels is None) == (conditions is None):
         raise ValueError('give either labels, such as "red cube, blue cylinder", or --conditions')
+    if count < 1:
+        raise ValueError(f"count {count} must be at least 1")
     wanted = _conditions(conditions) if conditions else [parse_condition(labels)] * count
     summary = write_samples(
         load_pipeline(checkpoint, device, scheduler),
@@ -266,21 +269,23 @@ def render(
         what: train: the embedded 6,003 scenes and the condition files; evaluator: scenes of up to
             five objects for training and testing the evaluator.
         output: Folder of the finished set; by default data/ or runs/evaluator.
-        scenes: How many scenes, from the first on; by default all.
+        scenes: How many scenes, from the first on, into an OUTPUT of your own; by default all.
         work: Folder that keeps what is rendered so far.
         workers: Processes; by default one for each processor.
     """
     from lab7 import scene_sets
 
+    plans = scene_sets.draw_train() if what == "train" else scene_sets.draw_evaluator()
+    if scenes is not None:
+        if not 1 <= scenes <= len(plans):
+            raise ValueError(f"scenes {scenes} is not within 1 … {len(plans)}")
+        if output is None:
+            raise ValueError("a part of the scenes would replace the whole set: give an --output")
+    output = output or ROOT / ("data" if what == "train" else "runs/evaluator")
+    scene_sets.render_set(plans[:scenes], output, work, workers)
     if what == "train":
-        plans = scene_sets.draw_train()
-        output = output or ROOT / "data"
         for name, drawn in scene_sets.draw_conditions().items():
             scene_sets.write_json(output / f"{name}.json", drawn)
-    else:
-        plans = scene_sets.draw_evaluator()
-        output = output or ROOT / "runs" / "evaluator"
-    scene_sets.render_set(plans[:scenes], output, work, workers)
     print(f"saved {output / 'pictures.zip'}")
 
 
@@ -326,7 +331,15 @@ def _conditions(name: str) -> list[tuple[str, ...]]:
     from lab7.dataset import CONDITION_FILES, condition_file
     from lab7.labels import load_conditions
 
-    return load_conditions(condition_file(name) if name in CONDITION_FILES else name)
+    if name in CONDITION_FILES:
+        return load_conditions(condition_file(name))
+    if not Path(name).exists() and not Path(name).suffix:
+        close = difflib.get_close_matches(name, CONDITION_FILES, 1, cutoff=0)[0]
+        raise FileNotFoundError(
+            f"no condition file {name!r}: did you mean {close!r}? "
+            f"Give a file, or one of {', '.join(CONDITION_FILES)}"
+        )
+    return load_conditions(name)
 
 
 def _print_scores(scores: dict[str, "Scores"]) -> None:

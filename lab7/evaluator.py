@@ -6,6 +6,7 @@ move if other conditions of the same kind had been drawn.
 """
 
 import pickle
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -283,7 +284,8 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         except SafetensorError as error:
             raise ValueError(f"{path} is no safetensors file: {error}") from None
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about a file that is refused anyway
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError(
             f"{path} is refused: it is no checkpoint, or holds more than weights, "

@@ -56,6 +56,11 @@ class EvaluatorConfig(Augmentation):
     ema_decay: float = 0.998  # a step, of the averaged weights that are kept; 0 for none
     seed: int = 0  # of the first weights, the order of the pictures and their changes
 
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} {getattr(self, name)} must be above 0")
+
 
 def train_evaluator(
     images: Tensor,
@@ -149,10 +154,10 @@ def train_on_renders(
         epochs: Passes over the pictures; None takes the default.
         device: Where to train; None takes the best there is.
     """
+    config = EvaluatorConfig() if epochs is None else EvaluatorConfig(epochs=epochs)
     sets = [ICLEVRDataset(DATA_DIR), ICLEVRDataset(renders)]
     images = torch.cat([part.images for part in sets])
     labels = torch.cat([part.conditions for part in sets])
-    config = EvaluatorConfig() if epochs is None else EvaluatorConfig(epochs=epochs)
     states = DATA_DIR.parent / "runs" / "train-evaluator"
     return train_evaluator(images, labels, config, output or WEIGHTS, states=states, device=device)
 

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -65,8 +66,11 @@ class TrainConfig:
     guidance_scale: float = 1.0
 
     def __post_init__(self):
-        for name in ("num_steps", "batch_size", "learning_rate", "log_every", "save_every"):
-            if getattr(self, name) <= 0:
+        above_zero = ["num_steps", "batch_size", "learning_rate", "log_every", "save_every"]
+        if self.budget_seconds is not None:
+            above_zero.append("budget_seconds")
+        for name in above_zero:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} {getattr(self, name)} must be above 0")
         for name in ("label_dropout", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:

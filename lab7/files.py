@@ -36,12 +36,25 @@ def write_atomically(
         raise
 
 
+def require_no_file(folder: Path) -> None:
+    """Find out whether a folder to write to is, or lies in, what is a file.
+
+    Raises:
+        ValueError: It does; the message names the file.
+    """
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise ValueError(f"{place} is a file, not a folder: choose another output")
+
+
 def require_writable(folder: Path) -> None:
     """Make a folder that long work will write to, and find out now whether it may.
 
     Raises:
-        OSError: No permission, a read-only place, or a file where a folder is needed.
+        OSError: No permission, or a read-only place.
+        ValueError: A file where a folder is needed.
     """
+    require_no_file(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from lab7 import rendering
-from lab7.files import write_atomically
+from lab7.files import require_writable, write_atomically
 from lab7.labels import LABELS
 from lab7.packs import write_pack
 
@@ -125,7 +125,17 @@ def render_set(
         work: Folder that keeps what is rendered so far; started again with the same scenes and the
             same renderer, the work goes on there.
         workers: Processes; None takes one for each processor.
+
+    Raises:
+        ValueError: No scenes, or less than one worker.
+        OSError: `output` or `work` cannot be written.
     """
+    if not plans:
+        raise ValueError("no scenes to render: give at least one")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers {workers} must be at least 1")
+    for folder in (Path(output), Path(work)):
+        require_writable(folder)
     chunks = [plans[start : start + CHUNK] for start in range(0, len(plans), CHUNK)]
     jobs = [(chunk, Path(work) / f"{_fingerprint(chunk)}.npy") for chunk in chunks]
     todo = [job for job in jobs if not job[1].exists()]

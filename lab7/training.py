@@ -25,7 +25,7 @@ from lab7.checkpoints import load_latest, save_state
 from lab7.dataset import to_float
 from lab7.devices import bfloat16_is_faster, choose_device, has_compiler
 from lab7.experiments import TrainConfig
-from lab7.files import write_atomically
+from lab7.files import require_writable, write_atomically
 from lab7.model import ConditionalUNet
 from lab7.pipeline import ConditionalDDPMPipeline, load_pipeline, save_pipeline
 from lab7.results import append_log, environment
@@ -79,6 +79,8 @@ def train(
         ValueError: If `output_dir` holds another run, or the loss is no longer finite.
     """
     output_dir = Path(output_dir)
+    if max_seconds is not None and not max_seconds > 0:
+        raise ValueError(f"max_seconds {max_seconds} must be above 0")
     if resume:
         _check_same_run(output_dir / "config.json", config)
     run = Run(config, dataset, choose_device(device), output_dir)
@@ -364,6 +366,7 @@ def _build_accelerator(config: TrainConfig, unet: ConditionalUNet, output_dir: P
 
 def _prepare_folder(output_dir: Path, config: TrainConfig, resume: bool) -> None:
     """Make the folder of a run and note in it what the run is; without `resume`, empty it first."""
+    require_writable(output_dir)
     if not resume:
         for name in ("states", "tensorboard", "pipeline"):
             shutil.rmtree(output_dir / name, ignore_errors=True)

@@ -24,7 +24,7 @@ from PIL import Image
 from lab7 import plots
 from lab7.dataset import CONDITION_FILES, DATA_DIR
 from lab7.experiments import EXPERIMENTS
-from lab7.files import write_atomically
+from lab7.files import require_no_file, write_atomically
 from lab7.labels import LABELS, load_conditions, read_json
 from lab7.packs import IMAGE_SIZE, STEPS
 from lab7.results import RESULTS_DIR, Record, published, read_log, read_record, read_records
@@ -51,11 +51,13 @@ def build(
         The files written; nothing is written unless all of it could be made.
 
     Raises:
-        ValueError: A record or one of its keys is missing; the message names it.
+        ValueError: A record or one of its keys is missing, or `output` is a file; the message
+            names it.
         FileNotFoundError: A picture, a log or a file of the data set is missing.
         OSError: `output` cannot be written.
     """
     output, results, data = Path(output), Path(results), Path(data)
+    require_no_file(output)
     records = read_records(results) | {name: read_record(name, results) for name in NEEDED}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

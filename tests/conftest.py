@@ -55,11 +55,11 @@ def scene_pictures(labels):
     return np.stack([draw(labels[: step + 1]) for step in range(3)])
 
 
-def write_label_files(root):
+def write_label_files(root, scenes=SCENES):
     """objects.json, train.json and the two condition files of the course."""
     train = {
         f"{scene}_{step}.png": labels[: step + 1]
-        for scene, labels in SCENES.items()
+        for scene, labels in scenes.items()
         for step in range(3)
     }
     files = {
@@ -91,19 +91,23 @@ def embedded_root(tmp_path, cache_dir):
     return root
 
 
-@pytest.fixture
-def course_root(tmp_path, cache_dir):
-    """The course's folder with nine 320×240 PNGs, every second one with an alpha channel."""
-    root = tmp_path / "course"
+def write_course(root, scenes):
+    """The course's folder with 320×240 PNGs, every second one with an alpha channel."""
     (root / "iclevr").mkdir(parents=True)
-    write_label_files(root)
+    write_label_files(root, scenes)
     for row, name in enumerate(json.loads((root / "train.json").read_text())):
         scene, step = name.removesuffix(".png").rsplit("_", 1)
-        image = Image.fromarray(draw(SCENES[scene][: int(step) + 1], 320, 240))
+        image = Image.fromarray(draw(scenes[scene][: int(step) + 1], 320, 240))
         if row % 2:
             image.putalpha(100)
         image.save(root / "iclevr" / name)
     return root
+
+
+@pytest.fixture
+def course_root(tmp_path, cache_dir):
+    """The course's folder with nine pictures."""
+    return write_course(tmp_path / "course", SCENES)
 
 
 @pytest.fixture(scope="session")

@@ -206,7 +206,12 @@ def test_places_without_permission_are_named(tmp_path):
 
 def test_an_output_that_is_a_file_is_refused(run, tiny, tmp_path):
     (tmp_path / "o").write_text("mine")
-    assert_fails(run("sample", "red cube", "--out", tmp_path / "o", *tiny), "is a file")
+    for output in (tmp_path / "o", tmp_path / "o" / "inner"):
+        assert_fails(run("sample", "red cube", "--out", output, *tiny), "o is a file")
+        assert_fails(run("report", "--output", output), "o is a file")
+        assert_fails(run("render", "--output", output), "o is a file")
+        assert_fails(run("evaluate", "--record", "x", "--results", output, *tiny), "o is a file")
+    assert [path.name for path in tmp_path.iterdir()] == ["o"]
     assert (tmp_path / "o").read_text() == "mine"
 
 
@@ -221,6 +226,7 @@ def test_unknown_names_get_the_nearest(run, tiny, tmp_path):
     given = ["sample", "red cube", "--out", tmp_path / "o", *tiny]
     assert_fails(run(*given, "--scheduler", "dpmsolver"), "dpmsolver++")
     assert_fails(run("sample", "--conditions", "tests.json", *tiny), "tests.json")
+    assert_fails(run("sample", "--conditions", "new_tset", *tiny), "did you mean 'new_test'")
 
 
 def test_a_device_that_is_not_here_is_refused(run, tiny, tmp_path):
@@ -235,10 +241,19 @@ def test_settings_that_make_no_sense_are_named(run, tiny, tmp_path):
     given = ["sample", "red cube", "--out", tmp_path / "o", *tiny]
     assert_fails(run(*given, "--guidance", "nan"), "guidance_scale nan")
     assert_fails(run(*given, "--steps", 0), "num_inference_steps 0", "1 … 1000")
-    assert_fails(run(*given, "--count", 0), "at least one")
+    assert_fails(run(*given, "--count", 0), "count 0")
     records = ["--results", tmp_path / "results", *tiny]
     assert_fails(run("evaluate", "--repetitions", 0, *records), "repetitions 0")
     assert_fails(run("sweep", "--guidance", "--steps", 1, *records), "guidance")
+    training = ["train", "smoke", "--output", tmp_path / "run"]
+    assert_fails(run(*training, "--learning-rate", "nan"), "learning_rate nan")
+    assert_fails(run(*training, "--budget", 0), "budget_seconds 0")
+    assert_fails(run(*training, "--minutes", -1), "max_seconds -60")
+    assert_fails(run("train-evaluator", "--epochs", 0), "epochs 0")
+    rendering = ["render", "evaluator", "--output", tmp_path / "renders"]
+    assert_fails(run(*rendering, "--scenes", 0), "scenes 0", "9000")
+    assert_fails(run(*rendering, "--workers", 0), "workers 0")
+    assert_fails(run("render", "--scenes", 3), "--output")
     assert list(tmp_path.iterdir()) == []
 
 

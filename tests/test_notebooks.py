@@ -7,7 +7,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
+from conftest import write_course
 from nbclient.exceptions import CellExecutionError
+
+from lab7.evaluator import build_network
+from lab7.labels import LABELS
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -113,6 +118,18 @@ def test_smoke_run_shows_what_is_stored(execute, name):
             assert outputs[cell.id] == text(cell), cell.source
     said = "\n".join(str(line) for lines in outputs.values() for line in lines)
     assert "False" not in said  # what is written out by hand equals the package's
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebooks_run_on_the_courses_files(execute, name, tmp_path, cache_dir, monkeypatch):
+    scenes = {f"CLEVR_train_{i:06d}": [LABELS[i], LABELS[i + 8], LABELS[i + 16]] for i in range(8)}
+    course = write_course(tmp_path / "course", scenes)
+    torch.save({"model": build_network().state_dict()}, course / "checkpoint.pth")
+    monkeypatch.setenv("LAB7_DATA", str(course))
+    said = "\n".join(str(text(cell)) for cell in code_cells(execute.run(name, "smoke")))
+    assert "False" not in said
+    if name == "01_data_exploration":
+        assert "24 pictures" in said
 
 
 def test_profile_is_set_behind_the_parameters(execute, made_up):
