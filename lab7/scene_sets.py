@@ -18,7 +18,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from lab7 import rendering
-from lab7.files import require_writable, write_atomically
+from lab7.files import require_no_file, require_writable, write_atomically
 from lab7.labels import LABELS
 from lab7.packs import write_pack
 
@@ -134,10 +134,12 @@ def render_set(
         raise ValueError("no scenes to render: give at least one")
     if workers is not None and workers < 1:
         raise ValueError(f"workers {workers} must be at least 1")
-    for folder in (Path(output), Path(work)):
+    output, work = Path(output), Path(work)
+    require_no_file(output)
+    for folder in (output if output.exists() else output.parent, work):
         require_writable(folder)
     chunks = [plans[start : start + CHUNK] for start in range(0, len(plans), CHUNK)]
-    jobs = [(chunk, Path(work) / f"{_fingerprint(chunk)}.npy") for chunk in chunks]
+    jobs = [(chunk, work / f"{_fingerprint(chunk)}.npy") for chunk in chunks]
     todo = [job for job in jobs if not job[1].exists()]
     done = sum(len(job[0]) for job in jobs) - sum(len(job[0]) for job in todo)
     with (
@@ -146,14 +148,14 @@ def render_set(
     ):
         for count in pool.imap_unordered(_render_chunk, todo):
             bar.update(count)
-    write_pack(Path(output) / "pictures.zip", _finished(jobs))
+    write_pack(output / "pictures.zip", _finished(jobs))
     labels = {
         f"{plan.name}_{step}.png": list(plan.labels[:count])
         for plan in plans
         for step, count in enumerate(plan.counts)
     }
-    write_json(Path(output) / "train.json", labels)
-    write_json(Path(output) / "objects.json", {label: i for i, label in enumerate(LABELS)})
+    write_json(output / "train.json", labels)
+    write_json(output / "objects.json", {label: i for i, label in enumerate(LABELS)})
 
 
 def write_json(path: Path, content) -> None:
