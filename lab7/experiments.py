@@ -182,7 +182,7 @@ _OURS = TrainConfig(
     # For DPM-Solver++ this cuts each predicted x0 to [-1, 1], where guidance drives it out.
     scheduler_options={"thresholding": True, "sample_max_value": 1.0},
     num_inference_steps=20,
-    guidance_scale=3.0,
+    guidance_scale=4.0,
 )
 
 EXPERIMENTS = {
