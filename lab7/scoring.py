@@ -124,7 +124,8 @@ def record_generator(
         config = read_json(run / "config.json")
         log = read_log(run / "log.jsonl")
         metrics["training"] = training_summary(log, pipeline)
-        metrics["training"]["machine"] = read_json(run / "environment.json")["machine"]
+        where = read_json(run / "environment.json")
+        metrics["training"] |= {key: where[key] for key in ("machine", "date", "git_commit")}
     folder = write_record(name, config, metrics, root, weights=checkpoint)
     for key, sheet in grids.items():
         write_atomically(folder / f"{key}.png", lambda file, s=sheet: s.save(file, "PNG"))

@@ -74,6 +74,8 @@ def write_generator(root, name, data, errors, pictures, frames):
         "final_loss": 0.0123,
         "parameters": 6_543_210,
         "machine": "a processor of two cores",
+        "date": "2026-01-02T03:04:05+00:00",
+        "git_commit": "0123456789abcdef",
     }
     config = get_experiment(name).config
     folder = write_record(name, config, metrics, root)

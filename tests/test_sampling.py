@@ -95,7 +95,9 @@ def test_record_generator_keeps_scores_pictures_and_log(
     run = tmp_path / "run"
     shutil.copytree(saved_pipeline, run / "pipeline")
     (run / "config.json").write_text('{"num_steps": 4}')
-    (run / "environment.json").write_text('{"machine": "mine"}')
+    (run / "environment.json").write_text(
+        '{"machine": "mine", "date": "2026-01-01", "git_commit": null, "python": "3"}'
+    )
     row = {"step": 4, "images": 16, "loss": 0.5, "seconds": 2.0}
     (run / "log.jsonl").write_text(json.dumps(row) + "\n")
     sets = {"test": CONDITIONS, "valid": CONDITIONS[:2]}
@@ -106,6 +108,7 @@ def test_record_generator_keeps_scores_pictures_and_log(
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["training"]["images_per_second"] == 8
     assert metrics["training"]["machine"] == "mine"
+    assert metrics["training"]["date"] == "2026-01-01" and "python" not in metrics["training"]
     assert metrics["test"]["scores"]["num_pictures"] == 3
     assert len(metrics["environment"]["weights_sha256"]) == 64
 
