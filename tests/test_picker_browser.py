@@ -38,7 +38,7 @@ pipeline = ConditionalDDPMPipeline(
 )
 LabelPicker(pipeline, Evaluator(build_network(), "cpu"), labels=())
 """
-STATUS = "jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status"
+STATUS = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status"
 PIXELS = """async image => {
     const bytes = new Uint8Array(await (await fetch(image.src)).arrayBuffer());
     return String.fromCharCode(...bytes.slice(0, 8)) + bytes.reduce((a, b) => (31 * a + b) | 0, 7);
