@@ -5,7 +5,18 @@ import runpy
 from lab7.__main__ import ROOT
 
 
+def run(name, *arguments):
+    runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"))["main"](*arguments)
+
+
 def test_sampling_prints_a_ratio(capsys):
-    runpy.run_path(str(ROOT / "benchmarks" / "sampling.py"))["main"](1, 1, "cpu")
+    run("sampling", 1, 1, "cpu")
     last = capsys.readouterr().out.splitlines()[-1].split()
     assert last[0] == "ratio" and float(last[1]) > 1
+
+
+def test_loading_prints_memory_and_a_ratio(capsys):
+    run("loading", 256, 64, 1)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[-1][0] == "ratio" and float(lines[-1][1]) > 10
+    assert all(0 < int(line[1]) < 1000 for line in lines if line[0] == "memory")

@@ -1,0 +1,124 @@
+"""How fast an epoch of batches is read: our loader against a DataLoader that opens PNGs.
+
+Reference: what most versions of this lab do. PIL opens a 320×240 PNG, torchvision resizes and
+normalises it, a DataLoader makes batches of it, with and without worker processes. Its PNGs are the
+embedded pictures enlarged: they have no grain, so they decode faster than the course's.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import tyro
+from PIL import Image
+from torch import Tensor
+from torchvision import transforms
+from tqdm import tqdm
+
+from lab7.dataset import ICLEVRDataset, to_float
+from lab7.results import describe_machine
+from lab7.training import PictureOrder
+
+WORKERS = (0, 2)
+STATUS = Path("/proc/self/status")  # Linux's; its VmHWM is the highest memory in use so far, in KiB
+PEAK = """
+import re, runpy, sys, torch
+peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
+file, data, batch_size, before = sys.argv[1], sys.argv[2] or None, int(sys.argv[3]), peak()
+functions = runpy.run_path(file)
+functions["read"](functions["our_epoch"](functions["ICLEVRDataset"](data), batch_size))
+print(peak() - before)
+"""
+
+
+class PNGFolder(torch.utils.data.Dataset):
+    """Pictures as files, opened when they are asked for."""
+
+    def __init__(self, files: list[Path], conditions: Tensor):
+        self.files, self.conditions = files, conditions
+        self.transform = transforms.Compose(
+            [
+                transforms.Resize((64, 64)),
+                transforms.ToTensor(),
+                transforms.Normalize((0.5,) * 3, (0.5,) * 3),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image = Image.open(self.files[index]).convert("RGB")
+        return self.transform(image), self.conditions[index]
+
+
+def main(
+    pictures: int = 3200, batch_size: int = 64, rounds: int = 3, data: str | None = None
+) -> None:
+    """Time both and print pictures a second, peak memory and the ratio.
+
+    Args:
+        pictures: PNGs that the reference reads; ours reads the whole set.
+        batch_size: Pictures a batch.
+        rounds: How often each is timed, in turn; the fastest counts.
+        data: Data folder; by default $LAB7_DATA, else the embedded set.
+    """
+    dataset = ICLEVRDataset(data)
+    with tempfile.TemporaryDirectory() as folder:
+        files = write_pngs(dataset, Path(folder), min(pictures, len(dataset)))
+        slow = PNGFolder(files, dataset.conditions)
+        speeds = {"lab7": [], **{f"PNGs, {n} workers": [] for n in WORKERS}}
+        for _ in range(rounds):
+            speeds["lab7"].append(read(our_epoch(dataset, batch_size)))
+            for n in WORKERS:
+                loader = torch.utils.data.DataLoader(slow, batch_size, shuffle=True, num_workers=n)
+                speeds[f"PNGs, {n} workers"].append(read(loader))
+    print(f"{describe_machine()}; batches of {batch_size}, the fastest of {rounds}")
+    best = {name: max(found) for name, found in speeds.items()}
+    for name, speed in best.items():
+        print(f"{name:16s} {speed:11,.0f} pictures/s")
+    if STATUS.exists():
+        print(f"{'memory':16s} {measure_peak(data, batch_size):11,.0f} MB, above PyTorch alone")
+    print(f"{'ratio':16s} {best.pop('lab7') / max(best.values()):11.0f}")
+
+
+def our_epoch(dataset: ICLEVRDataset, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
+    """Yield an epoch of batches as the training makes them."""
+    order = PictureOrder(len(dataset), batch_size, 0, torch.device("cpu"))
+    for step in range(len(dataset) // batch_size):
+        rows = order(step)
+        yield to_float(dataset.images[rows]), dataset.conditions[rows]
+
+
+def read(batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Go through all batches and return pictures a second."""
+    start = time.perf_counter()
+    count = sum(len(images) for images, _ in batches)
+    return count / (time.perf_counter() - start)
+
+
+def measure_peak(data: str | None, batch_size: int) -> float:
+    """Return the most memory, in MB, that opening the set and an epoch of ours take.
+
+    What Python with PyTorch takes is left out, what the other imports take is not.
+    """
+    command = [sys.executable, "-c", PEAK, __file__, data or "", str(batch_size)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return 1.024e-3 * int(output)
+
+
+def write_pngs(dataset: ICLEVRDataset, folder: Path, count: int) -> list[Path]:
+    """Write the first pictures as 320×240 PNGs."""
+    files = [folder / name for name in dataset.names[:count]]
+    for file, image in zip(tqdm(files, "writing PNGs", leave=False), dataset.images, strict=False):
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        picture.resize((320, 240), Image.Resampling.BICUBIC).save(file)
+    return files
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
