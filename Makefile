@@ -7,7 +7,7 @@ BIN := .venv/bin
 endif
 RUN := $(BIN)/python
 
-.PHONY: run test lab report notebooks data bench clean
+.PHONY: run test lab report notebooks handin data bench
 
 run: .venv/installed  ## Run copies of the notebooks and build the report, all into build/.
 	$(RUN) notebooks/execute.py --output build/notebooks
@@ -27,6 +27,9 @@ report: .venv/installed  ## Rebuild the committed report from report/results/.
 
 notebooks: .venv/installed  ## Run the notebooks and store their outputs in place.
 	$(RUN) notebooks/execute.py --in-place
+
+handin: .venv/installed  ## Make the zip that the course wants: make handin ID=123456 NAME=Ada_Lovelace
+	$(RUN) -m lab7 handin "$(ID)" "$(NAME)" $(OPTIONS)
 
 data: .venv/installed-dev  ## Draw the condition files and render the pictures anew (hours).
 	$(RUN) -m lab7 render

@@ -9,6 +9,7 @@ import difflib
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -93,6 +94,7 @@ def sample(
     scheduler: str | None = None,
     checkpoint: Path = GENERATOR,
     evaluator: Path | None = None,
+    data: Path | None = None,
     device: str | None = None,
 ) -> None:
     """Draw pictures: of labels given here, or of every condition in a file.
@@ -108,7 +110,8 @@ def sample(
         guidance: Weight of classifier-free guidance; 1 is none.
         scheduler: Sampler, for instance sde-dpmsolver++, dpmsolver++, ddim, ddpm.
         checkpoint: Saved pipeline; by default the one that comes with the project.
-        evaluator: Weights of the judge; by default checkpoint.pth of $LAB7_DATA, else ours.
+        evaluator: Weights of the judge; by default checkpoint.pth of DATA, else ours.
+        data: The course's folder; by default $LAB7_DATA, else the embedded set.
         device: cuda, mps or cpu; by default the best there is.
     """
     from lab7.evaluator import Evaluator
@@ -120,7 +123,7 @@ def sample(
         raise ValueError('give either labels, such as "red cube, blue cylinder", or --conditions')
     if count < 1:
         raise ValueError(f"count {count} must be at least 1")
-    wanted = _conditions(conditions) if conditions else [parse_condition(labels)] * count
+    wanted = _conditions(conditions, data) if conditions else [parse_condition(labels)] * count
     summary = write_samples(
         load_pipeline(checkpoint, device, scheduler),
         wanted,
@@ -128,7 +131,7 @@ def sample(
         seed=seed,
         num_inference_steps=steps,
         guidance_scale=guidance,
-        evaluator=Evaluator.load(evaluator, device),
+        evaluator=Evaluator.load(evaluator, device, data),
     )
     top_k = summary["scores"]["top_k"]["value"]
     print(f"{len(wanted)} pictures in {out}; accuracy by the evaluator {top_k:.4f}")
@@ -143,6 +146,7 @@ def evaluate(
     guidance: float | None = None,
     scheduler: str | None = None,
     evaluator: Path | None = None,
+    data: Path | None = None,
     record: str | None = None,
     results: Path = RESULTS,
     device: str | None = None,
@@ -158,7 +162,8 @@ def evaluate(
         steps: Sampling steps; by default the checkpoint's own.
         guidance: Weight of classifier-free guidance; 1 is none.
         scheduler: Sampler, for instance sde-dpmsolver++, dpmsolver++, ddim, ddpm.
-        evaluator: Weights of the judge; by default checkpoint.pth of $LAB7_DATA, else ours.
+        evaluator: Weights of the judge; by default checkpoint.pth of DATA, else ours.
+        data: The course's folder; by default $LAB7_DATA, else the embedded set.
         record: Score on all condition files and write the results down under this name.
         results: Folder of the records.
         device: cuda, mps or cpu; by default the best there is.
@@ -169,18 +174,18 @@ def evaluate(
     from lab7.pipeline import load_pipeline
     from lab7.scoring import record_generator, score_pipeline
 
-    judge = Evaluator.load(evaluator, device)
+    judge = Evaluator.load(evaluator, device, data)
     if images is not None:
         if conditions is None:
             raise ValueError("--images needs --conditions: what the pictures should show")
-        wanted = _conditions(conditions)
+        wanted = _conditions(conditions, data)
         pictures = load_images(images, len(wanted))
         _print_scores({Path(conditions).stem: judge.scores(pictures, encode(wanted))})
         return
     pipeline = load_pipeline(checkpoint, device, scheduler)
     settings = {"num_inference_steps": steps, "guidance_scale": guidance}
     if record is not None:
-        sets = {name: _conditions(name) for name in CONDITION_FILES}
+        sets = {name: _conditions(name, data) for name in CONDITION_FILES}
         metrics = record_generator(
             record,
             pipeline,
@@ -189,13 +194,16 @@ def evaluate(
             repetitions,
             checkpoint,
             results,
+            data,
             **settings,
         )
         _print_scores({name: metrics[name]["scores"] for name in sets})
         return
     scores = {}
     for name in [conditions] if conditions else ["test", "new_test"]:
-        metrics, _ = score_pipeline(pipeline, judge, _conditions(name), repetitions, **settings)
+        metrics, _ = score_pipeline(
+            pipeline, judge, _conditions(name, data), repetitions, **settings
+        )
         scores[Path(name).stem] = metrics["scores"]
     _print_scores(scores)
 
@@ -209,6 +217,7 @@ def sweep(
     keep: bool = False,
     record: str = "sweep",
     evaluator: Path | None = None,
+    data: Path | None = None,
     results: Path = RESULTS,
     device: str | None = None,
 ) -> None:
@@ -224,7 +233,8 @@ def sweep(
         repetitions: Pictures of each condition and setting.
         keep: Save the best guidance with the checkpoint, which then draws with it by default.
         record: Name of the record.
-        evaluator: Weights of the judge; by default checkpoint.pth of $LAB7_DATA, else ours.
+        evaluator: Weights of the judge; by default checkpoint.pth of DATA, else ours.
+        data: The course's folder; by default $LAB7_DATA, else the embedded set.
         results: Folder of the records.
         device: cuda, mps or cpu; by default the best there is.
     """
@@ -232,12 +242,12 @@ def sweep(
     from lab7.pipeline import load_pipeline
     from lab7.scoring import record_sweep
 
-    pipeline, judge = load_pipeline(checkpoint, device), Evaluator.load(evaluator, device)
+    pipeline, judge = load_pipeline(checkpoint, device), Evaluator.load(evaluator, device, data)
     metrics = record_sweep(
         record,
         pipeline,
         judge,
-        _conditions("valid"),
+        _conditions("valid", data),
         guidance,
         steps,
         schedulers,
@@ -310,29 +320,87 @@ def train_evaluator(
     evaluator_training.train_on_renders(renders, output, epochs, device)
 
 
-def report(output: Path = ROOT / "build" / "report") -> None:
-    """Build the report, as PDF and HTML, from report/results/.
+def report(
+    output: Path = ROOT / "build" / "report", results: Path = RESULTS, data: Path | None = None
+) -> None:
+    """Build the report, as PDF and HTML, from the records.
 
     Args:
         output: Folder for report.pdf, report.html and their figures. With the project's own
             folder, report, the README's table is renewed too.
+        results: Folder of the records.
+        data: Folder of the pictures that the records are of; by default the embedded set, or
+            $LAB7_DATA for records of the course's pictures.
     """
-    spec = importlib.util.spec_from_file_location("report_build", ROOT / "report" / "build.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    for path in module.build(output):
+    module = _report_builder()
+    for path in module.build(output, results, data):
         print(f"saved {path}")
     if output.resolve() == ROOT / "report":
         module.write_readme(module.read_records(), ROOT / "README.md")
 
 
-def _conditions(name: str) -> list[tuple[str, ...]]:
+def handin(
+    student_id: Annotated[str, tyro.conf.Positional],
+    name: Annotated[str, tyro.conf.Positional],
+    /,
+    output: Path = ROOT / "build",
+    checkpoint: Path = GENERATOR,
+    results: Path = RESULTS,
+    data: Path | None = None,
+    seed: int = 0,
+    evaluator: Path | None = None,
+    device: str | None = None,
+) -> None:
+    """Make the zip that the course wants handed in, and check it against the course's list.
+
+    It holds the report, the source, and a picture for each condition of test and new_test with
+    grids, the denoising row and the accuracies.
+
+    Args:
+        student_id: Yours, without spaces.
+        name: Yours, without spaces.
+        output: Folder for LAB7_ID_NAME.zip.
+        checkpoint: Saved pipeline that draws the pictures.
+        results: Folder of its records, which the report is built from.
+        data: The course's folder; by default $LAB7_DATA, else the embedded set.
+        seed: Of the first picture; each next has one more.
+        evaluator: Weights of the judge; by default checkpoint.pth of DATA, else ours.
+        device: cuda, mps or cpu; by default the best there is.
+    """
+    from lab7.evaluator import Evaluator
+    from lab7.handin import make_handin
+    from lab7.pipeline import load_pipeline
+
+    path, lines = make_handin(
+        student_id,
+        name,
+        load_pipeline(checkpoint, device),
+        Evaluator.load(evaluator, device, data),
+        _report_builder().build,
+        output,
+        checkpoint,
+        results,
+        data,
+        seed,
+    )
+    print(*lines, f"saved {path}", sep="\n")
+
+
+def _report_builder() -> ModuleType:
+    """Load report/build.py, which is not part of the package."""
+    spec = importlib.util.spec_from_file_location("report_build", ROOT / "report" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _conditions(name: str, data: Path | None) -> list[tuple[str, ...]]:
     """Read a condition file, or one of the data folder's by its name."""
-    from lab7.dataset import CONDITION_FILES, condition_file
+    from lab7.dataset import CONDITION_FILES, named_conditions
     from lab7.labels import load_conditions
 
     if name in CONDITION_FILES:
-        return load_conditions(condition_file(name))
+        return named_conditions(name, data)
     if not Path(name).exists() and not Path(name).suffix:
         close = difflib.get_close_matches(name, CONDITION_FILES, 1, cutoff=0)[0]
         raise FileNotFoundError(
@@ -353,7 +421,7 @@ def _print_scores(scores: dict[str, "Scores"]) -> None:
 
 def main() -> None:
     """Run a command; what the user can mend is one line on standard error and exit code 2."""
-    commands = [train, sample, evaluate, render, report, sweep, train_evaluator]
+    commands = [train, sample, evaluate, render, report, handin, sweep, train_evaluator]
     app = tyro.extras.SubcommandApp()
     for command in commands:
         app.command(command, name=command.__name__.replace("_", "-"))

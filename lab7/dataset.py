@@ -7,6 +7,7 @@ raw bytes in the user's cache, which later runs map into memory instead of readi
 
 import hashlib
 import io
+import itertools
 import os
 import re
 import warnings
@@ -20,11 +21,12 @@ import torch
 from PIL import Image
 
 from lab7.files import write_atomically
-from lab7.labels import encode, load_objects, parse_labels, read_json
+from lab7.labels import LABELS, encode, load_conditions, load_objects, parse_labels, read_json
 from lab7.packs import IMAGE_SIZE, PICTURE_SHAPE, decode_pack, in_threads
 
 DATA_DIR = Path(__file__).resolve().parent.parent / "data"
 CONDITION_FILES = ("test", "new_test", "valid", "unseen", "four_five")
+MOST_UNSEEN = 136  # as many as the course's train.json leaves out
 
 _NUMBERED = re.compile(r"(0|[1-9][0-9]*)\.png")
 _COURSE_SIZE = (320, 240)
@@ -52,18 +54,38 @@ def resolve_root(root: str | Path | None = None) -> Path:
     return _existing_folder(root or os.environ.get("LAB7_DATA") or DATA_DIR)
 
 
-def condition_file(name: str, root: str | Path | None = None) -> Path:
-    """Return the path of `<name>.json` in the data folder.
+def named_conditions(name: str, root: str | Path | None = None) -> list[tuple[str, ...]]:
+    """Return the conditions that go by a name in a data folder.
 
-    The course's folder has test and new_test only: for the others the embedded set's stand in.
+    The course's folder has test.json and new_test.json only. There `unseen` is drawn from the
+    triples that its train.json does not show, and `valid` is the embedded set's without what test,
+    new_test and unseen hold.
 
     Args:
         name: One of `CONDITION_FILES`.
         root: Data folder, see `resolve_root`.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file is no list of conditions.
     """
-    path = resolve_root(root) / f"{name}.json"
-    own = ("test", "new_test")
-    return path if path.exists() or name in own else DATA_DIR / path.name
+    root = resolve_root(root)
+    path = root / f"{name}.json"
+    if path.exists() or name in ("test", "new_test"):
+        return load_conditions(path)
+    if name == "unseen":
+        return _unseen_triples(root)
+    conditions = load_conditions(DATA_DIR / path.name)
+    if name == "valid":
+        others = [named_conditions(other, root) for other in ("test", "new_test", "unseen")]
+        taken = {frozenset(labels) for labels in itertools.chain(*others)}
+        conditions = [labels for labels in conditions if frozenset(labels) not in taken]
+    return conditions
+
+
+def is_course(root: str | Path | None = None) -> bool:
+    """Return whether a data folder, see `resolve_root`, holds the course's pictures."""
+    return (resolve_root(root) / "iclevr").is_dir()
 
 
 class ICLEVRDataset(torch.utils.data.Dataset):
@@ -132,6 +154,14 @@ def load_images(folder: str | Path, count: int | None = None) -> torch.Tensor:
             f"0.png … {count - 1}.png, one for each condition"
         )
     return torch.from_numpy(_decode_folder(folder, [f"{number}.png" for number in range(count)]))
+
+
+def _unseen_triples(root: Path) -> list[tuple[str, ...]]:
+    """Draw up to `MOST_UNSEEN` triples that train.json does not show, always the same."""
+    shown = {frozenset(labels) for labels in _load_labels(root / "train.json").values()}
+    unseen = [t for t in itertools.combinations(LABELS, 3) if frozenset(t) not in shown]
+    drawn = np.random.default_rng(0).permutation(len(unseen))[:MOST_UNSEEN]
+    return [unseen[i] for i in sorted(drawn)]
 
 
 def _existing_folder(folder: str | Path) -> Path:

@@ -75,7 +75,12 @@ class Evaluator:
     Args:
         network: Maps (B, 3, 64, 64) to (B, 24) probabilities.
         device: Where it runs; None takes the best there is.
+
+    Attributes:
+        path: File that its weights were loaded from, if any.
     """
+
+    path: Path | None = None
 
     def __init__(self, network: nn.Module, device: str | torch.device | None = None):
         self.device = choose_device(device)
@@ -83,24 +88,30 @@ class Evaluator:
 
     @classmethod
     def load(
-        cls, path: str | Path | None = None, device: str | torch.device | None = None
+        cls,
+        path: str | Path | None = None,
+        device: str | torch.device | None = None,
+        root: str | Path | None = None,
     ) -> "Evaluator":
         """Load trained weights.
 
         Args:
             path: Our weights (`*.safetensors`) or the course's `checkpoint.pth`, whose weights
-                are under the key "model". None takes `checkpoint.pth` from the folder that
-                `LAB7_DATA` names where there is one, else the weights that come with the project.
+                are under the key "model". None takes `checkpoint.pth` from the data folder where
+                there is one, else the weights that come with the project.
             device: See `Evaluator`.
+            root: Data folder, see `resolve_root`.
 
         Raises:
             FileNotFoundError: There is no such file.
             ValueError: It does not hold weights of this network, or anything but weights.
         """
         network = build_network()
-        path = default_weights() if path is None else Path(path)
+        path = default_weights(root) if path is None else Path(path)
         _fill(network, _read_weights(path), path)
-        return cls(network, device)
+        evaluator = cls(network, device)
+        evaluator.path = path
+        return evaluator
 
     def save(self, path: str | Path) -> None:
         """Write the weights as safetensors: matrices in float16, the few others as they are."""
@@ -218,9 +229,9 @@ def compute_scores(
     )
 
 
-def default_weights() -> Path:
-    """Return the weights that `Evaluator.load()` takes."""
-    course = resolve_root() / "checkpoint.pth"
+def default_weights(root: str | Path | None = None) -> Path:
+    """Return the weights that `Evaluator.load()` takes for a data folder, see `resolve_root`."""
+    course = resolve_root(root) / "checkpoint.pth"
     return course if course.exists() else WEIGHTS
 
 

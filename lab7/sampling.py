@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.utils import make_grid
 
 from lab7.evaluator import Evaluator, compute_scores
@@ -109,8 +110,12 @@ def denoising_frames(
 
 def to_grid(images: Tensor, columns: int = GRID_COLUMNS) -> Image.Image:
     """Put pictures (B, 3, H, W) in [-1, 1] on one sheet, by torchvision's `make_grid`."""
-    (sheet,) = to_pil(make_grid(images.cpu(), nrow=columns, pad_value=1.0)[None])
-    return sheet
+    images = images.cpu()
+    if len(images) > 1:
+        sheet = make_grid(images, nrow=columns, pad_value=1.0)
+    else:  # make_grid would leave out the border, which `split_grid` counts on
+        sheet = F.pad(images[0], (2, 2, 2, 2), value=1.0)
+    return to_pil(sheet[None])[0]
 
 
 def _judge(evaluator: Evaluator, images: Tensor, labels: Tensor) -> dict:

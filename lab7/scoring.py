@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lab7.dataset import is_course
 from lab7.evaluator import THRESHOLD, Evaluator, compute_scores, exact_set_accuracy, top_k_accuracy
 from lab7.files import require_writable, write_atomically
 from lab7.labels import decode, encode, read_json
@@ -87,12 +88,14 @@ def record_generator(
     repetitions: int,
     checkpoint: Path,
     root: Path = RESULTS_DIR,
+    data: Path | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Score a generator on each set of conditions and write it all down.
 
     Beside config.json and metrics.json the record gets the grids of `test` and `new_test` (the
-    first repetition) and the denoising row.
+    first repetition) and the denoising row. Its "course" says whether the pictures and the
+    evaluator are the course's or this project's.
 
     Args:
         name: Of the record.
@@ -103,13 +106,16 @@ def record_generator(
         checkpoint: Folder that the pipeline was loaded from; where it lies in the folder of a
             training run, the record gets the run's configuration and log.
         root: Folder of the records.
+        data: Data folder that the conditions are of, see `resolve_root`.
         settings: Of sampling, see `score_pipeline`.
 
     Returns:
         The metrics, by name of the set.
     """
     require_writable(root / name)
-    metrics, grids = {}, {}
+    course_judge = evaluator.path is not None and evaluator.path.suffix == ".pth"
+    metrics = {"course": {"pictures": is_course(data), "evaluator": course_judge}}
+    grids = {}
     for key, conditions in condition_sets.items():
         metrics[key], images = score_pipeline(
             pipeline, evaluator, conditions, repetitions, **settings

@@ -6,11 +6,9 @@ records give the same bytes.
 """
 
 import dataclasses
-import io
 import json
 import shutil
 import tempfile
-import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
@@ -22,15 +20,22 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from lab7 import plots
-from lab7.dataset import CONDITION_FILES, DATA_DIR
+from lab7.dataset import (
+    CONDITION_FILES,
+    DATA_DIR,
+    ICLEVRDataset,
+    is_course,
+    named_conditions,
+    resolve_root,
+)
 from lab7.experiments import EXPERIMENTS
 from lab7.files import require_no_file, write_atomically
-from lab7.labels import LABELS, load_conditions, read_json
-from lab7.packs import IMAGE_SIZE, STEPS
+from lab7.labels import LABELS, read_json
+from lab7.packs import STEPS
 from lab7.results import RESULTS_DIR, Record, published, read_log, read_record, read_records
 
 HERE = Path(__file__).resolve().parent
-NEEDED = ("evaluator", "ours", "sweep")  # other records are optional
+NEEDED = ("ours", "sweep")  # and "evaluator", unless the course's judged; others are optional
 ORIGINAL = tuple(name for name in EXPERIMENTS if name.startswith("original-"))
 SCENES_SHOWN = 8
 Condition = Sequence[str]
@@ -38,31 +43,40 @@ README_MARKS = ("<!-- results -->", "<!-- /results -->")
 
 
 def build(
-    output: str | Path, results: str | Path = RESULTS_DIR, data: str | Path = DATA_DIR
+    output: str | Path,
+    results: str | Path = RESULTS_DIR,
+    data: str | Path | None = None,
+    author: str = "",
 ) -> list[Path]:
     """Draw the figures and typeset the report.
 
     Args:
         output: Folder for report.pdf, report.html and figures/.
         results: Folder of the records.
-        data: Folder of the data set that the records are about.
+        data: Folder of the data set that the records are of. None takes the embedded set, or what
+            `LAB7_DATA` names for records of the course's pictures.
+        author: Stands below the title.
 
     Returns:
         The files written; nothing is written unless all of it could be made.
 
     Raises:
-        ValueError: A record or one of its keys is missing, or `output` is a file; the message
-            names it.
+        ValueError: A record or one of its keys is missing, the data are not those of the records,
+            or `output` is a file; the message names it.
         FileNotFoundError: A picture, a log or a file of the data set is missing.
         OSError: `output` cannot be written.
     """
-    output, results, data = Path(output), Path(results), Path(data)
+    output, results = Path(output), Path(results)
     require_no_file(output)
     records = read_records(results) | {name: read_record(name, results) for name in NEEDED}
+    course = records["ours"].get("course")
+    if not course["evaluator"]:
+        records["evaluator"] = read_record("evaluator", evaluator_results(results))
+    data = find_data(data, course["pictures"])
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         draw_figures(records, results, data, work / "figures")
-        gather(records, results, data, work)
+        gather(records, results, data, work, author)
         for kind in ("html", "pdf"):
             (work / f"report.{kind}").write_bytes(typeset(work, kind))
         made = [*sorted((work / "figures").iterdir()), work / "report.html", work / "report.pdf"]
@@ -72,18 +86,31 @@ def build(
     return paths
 
 
+def evaluator_results(results: Path) -> Path:
+    """Return where the evaluator's record is: whoever did not train it has none of their own."""
+    return results if (results / "evaluator").exists() else RESULTS_DIR
+
+
+def find_data(data: str | Path | None, course: bool) -> Path:
+    """Return the data folder of records of the course's pictures, or of the embedded set's."""
+    root = resolve_root(data) if course or data is not None else DATA_DIR
+    if is_course(root) != course:
+        wanted = "the course's: name its folder with --data or LAB7_DATA" if course else "the set's"
+        raise ValueError(f"{root} does not hold the pictures of the records, which are {wanted}")
+    return root
+
+
 def draw_figures(records: dict[str, Record], results: Path, data: Path, folder: Path) -> None:
     """Draw every figure of the report into a folder."""
     folder.mkdir()
-    ours, evaluator, sweep = records["ours"], records["evaluator"], records["sweep"]
+    ours, sweep = records["ours"], records["sweep"]
     charts = {"scenes.png": draw_scenes(data)}
     for name in ("test", "new_test"):
-        conditions = load_conditions(data / f"{name}.json")
+        conditions = named_conditions(name, data)
         sheet = results / "ours" / f"{name}.png"
         charts[f"{name}.png"] = draw_grid(sheet, conditions, ours.get(f"{name}.seen"))
-    mistakes = evaluator.get("mistakes")
-    labels, seen = ([mistake[key] for mistake in mistakes] for key in ("labels", "seen"))
-    charts["mistakes.png"] = draw_grid(results / "evaluator" / "mistakes.png", labels, seen)
+    if not ours.get("course.evaluator"):
+        charts |= draw_evaluator(records["evaluator"], evaluator_results(results))
     frames = plots.split_grid(read_picture(results / "ours" / "denoising.png"))
     captions = ["noise", *[""] * (len(frames) - 2), "picture"]
     charts |= {
@@ -94,27 +121,30 @@ def draw_figures(records: dict[str, Record], results: Path, data: Path, folder: 
         "original_by_epoch.svg": plots.accuracy_by_epoch(
             published()["original"]["cosine_by_epoch"]
         ),
-        "label_recall.svg": plots.label_heatmap(evaluator.get("recall_per_label")),
-        "by_count.svg": plots.scores_by_count(evaluator.get("by_count")),
         "schedules.svg": draw_schedules(),
     }
     for name, chart in charts.items():
         chart.save(folder / name)
 
 
+def draw_evaluator(evaluator: Record, results: Path) -> dict[str, plots.Chart]:
+    """Show how right this project's evaluator is, and its worst mistakes."""
+    mistakes = evaluator.get("mistakes")
+    labels, seen = ([mistake[key] for mistake in mistakes] for key in ("labels", "seen"))
+    return {
+        "mistakes.png": draw_grid(results / "evaluator" / "mistakes.png", labels, seen),
+        "label_recall.svg": plots.label_heatmap(evaluator.get("recall_per_label")),
+        "by_count.svg": plots.scores_by_count(evaluator.get("by_count")),
+    }
+
+
 def draw_scenes(data: Path) -> plots.Chart:
     """Show the first scenes of the set, a column each, objects added from top to bottom."""
-    labels = read_json(data / "train.json")
-    scenes = sorted({name.rsplit("_", 1)[0] for name in labels})[:SCENES_SHOWN]
-    with zipfile.ZipFile(data / "pictures.zip") as pack:
-        strips = [read_picture(io.BytesIO(pack.read(f"{name}.avif"))) for name in scenes]
-    shape = (len(strips), IMAGE_SIZE, STEPS, IMAGE_SIZE, 3)
-    pictures = np.stack(strips).reshape(shape).transpose(2, 0, 4, 1, 3)
-    rows = [f"{name}_{step}.png" for step in range(STEPS) for name in scenes]
-    captions = [labels[name][-1] for name in rows]
-    return plots.picture_grid(
-        pictures.reshape(-1, 3, IMAGE_SIZE, IMAGE_SIZE), captions, columns=len(scenes)
-    )
+    dataset = ICLEVRDataset(data)
+    scenes = min(SCENES_SHOWN, len(dataset) // STEPS)
+    rows = [STEPS * scene + step for step in range(STEPS) for scene in range(scenes)]
+    captions = [dataset.labels[row][-1] for row in rows]
+    return plots.picture_grid(dataset.images[rows], captions, columns=scenes)
 
 
 def draw_grid(
@@ -187,22 +217,23 @@ def accuracy_table(records: dict[str, Record]) -> str:
     return plots.table(header, rows) + f"\n\n{note}"
 
 
-def gather(records: dict[str, Record], results: Path, data: Path, work: Path) -> None:
+def gather(
+    records: dict[str, Record], results: Path, data: Path, work: Path, author: str = ""
+) -> None:
     """Put all that report.typ reads into one folder."""
     for name in ("report.typ", "references.yml"):
         shutil.copy(HERE / name, work)
     for name in records:
         (work / "results" / name).mkdir(parents=True)
+        source = (evaluator_results(results) if name == "evaluator" else results) / name
         for file in ("config.json", "metrics.json"):
-            shutil.copy(results / name / file, work / "results" / name)
+            shutil.copy(source / file, work / "results" / name)
     facts = {
+        "author": author,
         "records": list(records),
         "published": published(),
         "training_set": count_pictures(list(read_json(data / "train.json").values())),
-        "sets": {
-            name: count_conditions(load_conditions(data / f"{name}.json"))
-            for name in CONDITION_FILES
-        },
+        "sets": {name: count_conditions(named_conditions(name, data)) for name in CONDITION_FILES},
         "experiments": {name: dataclasses.asdict(EXPERIMENTS[name]) for name in ORIGINAL},
     }
     (work / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
@@ -232,7 +263,7 @@ def count_conditions(conditions: list[tuple[str, ...]]) -> dict:
     }
 
 
-def read_picture(file: Path | io.BytesIO) -> np.ndarray:
+def read_picture(file: Path) -> np.ndarray:
     """Read a picture, uint8 (H, W, 3)."""
     with Image.open(file) as picture:
         return np.array(picture.convert("RGB"))

@@ -18,8 +18,8 @@ import lab7.dataset
 from lab7.dataset import (
     DATA_DIR,
     ICLEVRDataset,
-    condition_file,
     load_images,
+    named_conditions,
     resolve_root,
     to_float,
     to_uint8,
@@ -60,13 +60,33 @@ def test_root_is_argument_then_variable_then_embedded(tmp_path, monkeypatch):
     assert DATA_DIR.name == "data"
 
 
-def test_conditions_that_the_course_does_not_have_are_the_embedded(course_root):
-    assert condition_file("test", course_root) == course_root / "test.json"
-    assert condition_file("valid", course_root) == DATA_DIR / "valid.json"
+def test_conditions_of_the_course(course_root):
+    assert named_conditions("test", course_root) == [("red cube",), ("blue cube", "green sphere")]
+    assert named_conditions("four_five", course_root) == named_conditions("four_five")
+    (course_root / "four_five.json").write_text('[["gray cube"]]')
+    assert named_conditions("four_five", course_root) == [("gray cube",)]
     (course_root / "test.json").unlink()
-    assert condition_file("test", course_root) == course_root / "test.json", "never ours"
-    (course_root / "valid.json").write_text("[]")
-    assert condition_file("valid", course_root) == course_root / "valid.json"
+    with pytest.raises(FileNotFoundError, match="test.json"):
+        named_conditions("test", course_root)  # never ours
+
+
+def test_unseen_triples_of_the_course_are_those_its_training_lacks(course_root):
+    shown = {frozenset(labels) for labels in ICLEVRDataset(course_root).labels}
+    unseen = named_conditions("unseen", course_root)
+    assert len(set(unseen)) == 136 and all(len(labels) == 3 for labels in unseen)
+    assert not shown & {frozenset(labels) for labels in unseen}
+    assert unseen == named_conditions("unseen", course_root) != named_conditions("unseen")
+
+
+def test_validation_holds_nothing_that_is_tested(course_root):
+    ours = named_conditions("valid")
+    for name, rows in (("test", ours[:3]), ("new_test", ours[10:12])):
+        (course_root / f"{name}.json").write_text(json.dumps([labels[::-1] for labels in rows]))
+    valid = named_conditions("valid", course_root)
+    tested = ours[:3] + ours[10:12] + named_conditions("unseen", course_root)
+    tested = {frozenset(labels) for labels in tested}
+    assert valid == [labels for labels in ours if frozenset(labels) not in tested]
+    assert 90 < len(valid) < 123
 
 
 def test_root_that_is_not_there_or_a_file(tmp_path):

@@ -6,15 +6,18 @@ import pickle
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
 import torch
+from conftest import SCENES, write_course
 from PIL import Image
 
 from lab7.__main__ import ROOT, main
 from lab7.dataset import CONDITION_FILES, DATA_DIR, load_images
 from lab7.evaluator import Evaluator, build_network
+from lab7.handin import check_handin
 from lab7.labels import encode, load_conditions
 from lab7.results import read_record
 
@@ -120,6 +123,87 @@ def test_the_courses_folder_serves_every_command(run, course_root, tmp_path, mon
         load_images(out), encode(load_conditions(course_root / "test.json"))
     )
     assert code == 0 and f"{wanted:.4f}" in printed, "judged by checkpoint.pth"
+
+
+@pytest.fixture(scope="module")
+def course_work(tmp_path_factory):
+    """The course's folder, a generator trained on it, and its records, all by commands."""
+    root = tmp_path_factory.mktemp("work")
+    course, mine, results = write_course(root / "course", SCENES), root / "run", root / "results"
+    torch.manual_seed(1)
+    torch.save({"model": build_network().state_dict()}, course / "checkpoint.pth")
+    checkpoint = ["--checkpoint", mine / "pipeline", "--results", results, "--data", course]
+    brief = "--guidance 1 2 --steps 2 --schedulers ddim sde-dpmsolver++ --repetitions 1 --keep"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAB7_CACHE", str(root / "cache"))
+        for command in (
+            ["train", "smoke", "--output", mine, "--data", course],
+            ["sweep", *checkpoint, *brief.split()],
+            ["evaluate", "--record", "ours", "--repetitions", 1, *checkpoint],
+        ):
+            patch.setattr("sys.argv", ["lab7", *map(str, command)])
+            main()
+    return course, mine / "pipeline", results
+
+
+def test_records_of_the_courses_pictures_say_so(course_work):
+    course, _, results = course_work
+    record = read_record("ours", results)
+    assert record.get("course") == {"pictures": True, "evaluator": True}
+    assert record.get("test.scores.num_conditions") == 2
+    assert record.get("unseen.scores.num_conditions") == 136
+    assert 64 < record.get("valid.scores.num_conditions") < 128, "without what is tested"
+
+
+def test_report_on_the_courses_files(run, course_work, tmp_path, cache_dir):
+    course, _, results = course_work
+    given = ["report", "--output", tmp_path / "r", "--results", results]
+    assert_fails(run(*given), "does not hold the pictures of the records", "--data or LAB7_DATA")
+    assert run(*given, "--data", course)[0] == 0
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert "The training set has 9 pictures" in page and "checkpoint.pth" in page
+    assert "trained on the course’s pictures" in page and "Mitsuba" not in page
+    assert "ground is not the course" not in page and "renders that it never saw" not in page
+
+
+def test_handin(run, course_work, tmp_path, cache_dir, monkeypatch):
+    course, checkpoint, results = course_work
+    monkeypatch.setenv("LAB7_DATA", str(course))
+    given = ["--checkpoint", checkpoint, "--results", results, "--output", tmp_path]
+    given = ["handin", "312551000", "Ada_Lovelace", *given]
+    assert_fails(run(*given), "images/test/denoising.png")  # of two steps: too short a row
+    assert not list(tmp_path.glob("*.zip"))
+    monkeypatch.setattr("lab7.handin.LEAST_FRAMES", 3)
+    code, out, _ = run(*given)
+    assert code == 0 and "images/test       2 pictures" in out
+    with zipfile.ZipFile(tmp_path / "LAB7_312551000_Ada_Lovelace.zip") as pack:
+        names = {name.removeprefix("LAB7_312551000_Ada_Lovelace/") for name in pack.namelist()}
+    wanted = ["report.pdf", "source/lab7/training.py", "source/Makefile", "source/report/build.py"]
+    wanted += [f"images/test/{name}.png" for name in ("0", "1", "grid", "denoising")]
+    assert names >= {*wanted, "images/new_test/0.png", "images/test/samples.json"}
+    assert not any("checkpoint" in name and name.endswith(".pth") for name in names)
+
+
+def test_handin_of_other_weights_than_the_records_is_refused(run, course_work, tmp_path):
+    _, checkpoint, results = course_work
+    assert_fails(run("handin", "1", "a b", "--output", tmp_path), "name 'a b'", "NAME=")
+    assert_fails(run("handin", "", "a", "--output", tmp_path), "ID ''", "make handin ID=")
+    result = run("handin", "1", "a", "--results", results, "--output", tmp_path)
+    assert_fails(result, "other weights than", "evaluate --checkpoint")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_handin_is_checked(course_work, tmp_path):
+    course, *_ = course_work
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as pack:
+        pack.writestr("x/report.pdf", "no PDF")
+        pack.writestr("x/images/test/0.png", "no PNG")
+        pack.writestr("x/images/test/7.png", "one too many")
+    with pytest.raises(ValueError) as error:
+        check_handin(tmp_path / "x.zip", course)
+    for part in ("report.pdf", "test/0.png", "test/1.png", "test/7.png", "new_test/grid.png"):
+        assert part in str(error.value)
+    assert "source/lab7" in str(error.value)
 
 
 @pytest.mark.parametrize(

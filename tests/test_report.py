@@ -66,6 +66,7 @@ def write_generator(root, name, data, errors, pictures, frames):
     """A record as `evaluate --record` writes it."""
     sets = {key: load_conditions(data / f"{key}.json") for key in SETS}
     metrics = {key: make_scores(sets[key], errors) for key in SETS}
+    metrics["course"] = {"pictures": False, "evaluator": False}
     metrics["training"] = {
         "steps": 10_000,
         "images": 640_000,
@@ -245,7 +246,7 @@ def test_report_counts_the_data(report):
     page = (report / "report.html").read_text()
     assert "The training set has 9 pictures" in page
     assert "of the 276 pairs 3, and of the 2,024 triples 3" in page
-    assert "<td><code>valid.json</code></td><td>3</td><td>5</td>" in page
+    assert "<td><code>valid</code></td><td>3</td><td>5</td>" in page
 
 
 def test_report_is_the_same_each_time(report, results, data, tmp_path):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from lab7.evaluator import Evaluator, build_network
 from lab7.pipeline import load_pipeline, to_pil
+from lab7.plots import split_grid
 from lab7.results import file_hash, read_record
 from lab7.sampling import denoising_frames, to_grid, write_samples
 from lab7.schedulers import scheduler_name
@@ -73,6 +74,11 @@ def test_grid_has_eight_a_row_in_order():
     for index, picture in enumerate(to_pil(shades)):
         row, column = divmod(index, 8)
         assert (sheet[66 * row + 30, 66 * column + 30] == np.asarray(picture)[0, 0]).all()
+
+
+def test_grid_of_one_picture_has_its_border_too():
+    sheet = to_grid(torch.zeros(1, 3, 64, 64))
+    assert sheet.size == (68, 68) and len(split_grid(sheet)) == 1
 
 
 def test_score_pipeline_scores_what_the_seeds_give(pipeline, evaluator):
