@@ -168,7 +168,7 @@ def evaluate(
         results: Folder of the records.
         device: cuda, mps or cpu; by default the best there is.
     """
-    from lab7.dataset import CONDITION_FILES, load_images
+    from lab7.dataset import CONDITION_FILES, SCORED, load_images
     from lab7.evaluator import Evaluator
     from lab7.labels import encode
     from lab7.pipeline import load_pipeline
@@ -200,7 +200,7 @@ def evaluate(
         _print_scores({name: metrics[name]["scores"] for name in sets})
         return
     scores = {}
-    for name in [conditions] if conditions else ["test", "new_test"]:
+    for name in [conditions] if conditions else SCORED:
         metrics, _ = score_pipeline(
             pipeline, judge, _conditions(name, data), repetitions, **settings
         )
@@ -336,7 +336,7 @@ def report(
     for path in module.build(output, results, data):
         print(f"saved {path}")
     if output.resolve() == ROOT / "report":
-        module.write_readme(module.read_records(), ROOT / "README.md")
+        module.write_readme(module.read_records(results), ROOT / "README.md")
 
 
 def handin(
@@ -377,11 +377,11 @@ def handin(
         load_pipeline(checkpoint, device),
         Evaluator.load(evaluator, device, data),
         _report_builder().build,
-        output,
-        checkpoint,
-        results,
-        data,
-        seed,
+        output=output,
+        checkpoint=checkpoint,
+        results=results,
+        data=data,
+        seed=seed,
     )
     print(*lines, f"saved {path}", sep="\n")
 

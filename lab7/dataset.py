@@ -25,8 +25,9 @@ from lab7.labels import LABELS, encode, load_conditions, load_objects, parse_lab
 from lab7.packs import IMAGE_SIZE, PICTURE_SHAPE, decode_pack, in_threads
 
 DATA_DIR = Path(__file__).resolve().parent.parent / "data"
-CONDITION_FILES = ("test", "new_test", "valid", "unseen", "four_five")
-MOST_UNSEEN = 136  # as many as the course's train.json leaves out
+SCORED = ("test", "new_test")  # the condition files that the course scores
+CONDITION_FILES = (*SCORED, "valid", "unseen", "four_five")
+NUM_UNSEEN = 136  # triples in unseen: as many as the course's train.json leaves out
 
 _NUMBERED = re.compile(r"(0|[1-9][0-9]*)\.png")
 _COURSE_SIZE = (320, 240)
@@ -71,13 +72,13 @@ def named_conditions(name: str, root: str | Path | None = None) -> list[tuple[st
     """
     root = resolve_root(root)
     path = root / f"{name}.json"
-    if path.exists() or name in ("test", "new_test"):
+    if path.exists() or name in SCORED:
         return load_conditions(path)
     if name == "unseen":
         return _unseen_triples(root)
     conditions = load_conditions(DATA_DIR / path.name)
     if name == "valid":
-        others = [named_conditions(other, root) for other in ("test", "new_test", "unseen")]
+        others = [named_conditions(other, root) for other in (*SCORED, "unseen")]
         taken = {frozenset(labels) for labels in itertools.chain(*others)}
         conditions = [labels for labels in conditions if frozenset(labels) not in taken]
     return conditions
@@ -103,6 +104,7 @@ class ICLEVRDataset(torch.utils.data.Dataset):
         conditions: (N, 24) float32 multi-hot.
         names: N file names such as "CLEVR_train_000123_0.png".
         labels: N tuples of labels in the order in which the objects were added.
+        course: Whether the pictures are the course's.
 
     Raises:
         FileNotFoundError: The folder or the split's file does not exist.
@@ -113,6 +115,7 @@ class ICLEVRDataset(torch.utils.data.Dataset):
     def __init__(self, root: str | Path | None = None, split: str = "train"):
         root = resolve_root(root)
         _check_folder(root)
+        self.course = is_course(root)
         load_objects(root / "objects.json")
         labels = _load_labels(root / f"{split}.json")
         self.names = list(labels)
@@ -157,10 +160,10 @@ def load_images(folder: str | Path, count: int | None = None) -> torch.Tensor:
 
 
 def _unseen_triples(root: Path) -> list[tuple[str, ...]]:
-    """Draw up to `MOST_UNSEEN` triples that train.json does not show, always the same."""
+    """Draw up to `NUM_UNSEEN` triples that train.json does not show, always the same."""
     shown = {frozenset(labels) for labels in _load_labels(root / "train.json").values()}
     unseen = [t for t in itertools.combinations(LABELS, 3) if frozenset(t) not in shown]
-    drawn = np.random.default_rng(0).permutation(len(unseen))[:MOST_UNSEEN]
+    drawn = np.random.default_rng(0).permutation(len(unseen))[:NUM_UNSEEN]
     return [unseen[i] for i in sorted(drawn)]
 
 

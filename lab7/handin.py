@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from lab7.dataset import DATA_DIR, named_conditions
+from lab7.dataset import DATA_DIR, SCORED, named_conditions
 from lab7.evaluator import Evaluator
 from lab7.files import require_writable, write_atomically
 from lab7.packs import IMAGE_SIZE
@@ -18,7 +18,6 @@ from lab7.pipeline import ConditionalDDPMPipeline
 from lab7.results import file_hash, read_record
 from lab7.sampling import write_samples
 
-SETS = ("test", "new_test")
 SOURCE = (
     "lab7/*.py", "lab7/*.css", "notebooks/*.ipynb", "notebooks/*.py", "report/build.py",
     "report/report.typ", "report/references.yml", "benchmarks/*.py", "tests/*.py", "Makefile",
@@ -35,6 +34,7 @@ def make_handin(
     pipeline: ConditionalDDPMPipeline,
     evaluator: Evaluator,
     build_report: Callable[..., list[Path]],
+    *,
     output: Path,
     checkpoint: Path,
     results: Path,
@@ -69,8 +69,8 @@ def make_handin(
                 "make handin ID=123456 NAME=Ada_Lovelace"
             )
     require_writable(output)
-    recorded = read_record("ours", results).environment.get("weights_sha256")
-    if recorded != file_hash(checkpoint):
+    record = read_record("ours", results)
+    if record.environment.get("weights_sha256") != file_hash(checkpoint):
         raise ValueError(
             f"the record 'ours' in {results} is of other weights than {checkpoint}: run "
             f"python -m lab7 evaluate --checkpoint {checkpoint} --record ours --results {results}"
@@ -78,9 +78,10 @@ def make_handin(
     title = f"LAB7_{student_id}_{name}"
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        build_report(folder, results, data, f"{student_id} {name.replace('_', ' ')}")
+        records_of = data if record.get("course.pictures") else None
+        build_report(folder, results, records_of, f"{student_id} {name.replace('_', ' ')}")
         files = {"report.pdf": folder / "report.pdf"}
-        for key in SETS:
+        for key in SCORED:
             drawn = folder / "images" / key
             drawn.parent.mkdir(exist_ok=True)
             conditions = named_conditions(key, data)
@@ -118,7 +119,7 @@ def check_handin(path: Path, data: Path | None = None) -> list[str]:
         lines.append(f"report.pdf        {len(inside['report.pdf']) / 1e6:.1f} MB")
     else:
         wrong.append("report.pdf")
-    for key in SETS:
+    for key in SCORED:
         folder, count = f"images/{key}", len(named_conditions(key, data))
         found = {name for name in inside if re.fullmatch(rf"{folder}/\d+\.png", name)}
         wanted = {f"{folder}/{i}.png" for i in range(count)}

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchvision.utils import make_grid
 
 from lab7.evaluator import Evaluator, compute_scores
-from lab7.files import require_no_file, require_writable
+from lab7.files import require_writable
 from lab7.labels import LABELS, encode
 from lab7.pipeline import ConditionalDDPMPipeline, to_pil
 from lab7.schedulers import scheduler_name
@@ -130,7 +130,6 @@ def _judge(evaluator: Evaluator, images: Tensor, labels: Tensor) -> dict:
 @contextlib.contextmanager
 def _finished_folder(output: Path) -> Iterator[Path]:
     """Give a temporary folder, whose files move to `output` if the block ends without an error."""
-    require_no_file(output)
     require_writable(output if output.exists() else output.parent)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as folder:
         yield Path(folder)

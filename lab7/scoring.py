@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lab7.dataset import is_course
+from lab7.dataset import SCORED, is_course
 from lab7.evaluator import THRESHOLD, Evaluator, compute_scores, exact_set_accuracy, top_k_accuracy
 from lab7.files import require_writable, write_atomically
 from lab7.labels import decode, encode, read_json
@@ -111,27 +111,34 @@ def record_generator(
 
     Returns:
         The metrics, by name of the set.
+
+    Raises:
+        ValueError: The generator was trained on the course's pictures and the conditions are not
+            of the course, or the other way round.
     """
     require_writable(root / name)
     course_judge = evaluator.path is not None and evaluator.path.suffix == ".pth"
     metrics = {"course": {"pictures": is_course(data), "evaluator": course_judge}}
-    grids = {}
+    run, config, grids = checkpoint.parent, {}, {}
+    trained_here = (run / "log.jsonl").exists()
+    if trained_here:
+        where = read_json(run / "environment.json")
+        if where.get("course_pictures", False) != is_course(data):
+            raise ValueError(
+                f"{run} was trained on other pictures than the conditions are for: give evaluate "
+                "the same --data or LAB7_DATA as train"
+            )
+        config = read_json(run / "config.json")
+        metrics["training"] = training_summary(read_log(run / "log.jsonl"), pipeline)
+        metrics["training"] |= {key: where[key] for key in ("machine", "date", "git_commit")}
     for key, conditions in condition_sets.items():
         metrics[key], images = score_pipeline(
             pipeline, evaluator, conditions, repetitions, **settings
         )
-        if key in ("test", "new_test"):
+        if key in SCORED:
             grids[key] = to_grid(images[: len(conditions)])
     frames = denoising_frames(pipeline, **settings)
     grids["denoising"] = to_grid(frames, columns=len(frames))
-    run, config = checkpoint.parent, {}
-    trained_here = (run / "log.jsonl").exists()
-    if trained_here:
-        config = read_json(run / "config.json")
-        log = read_log(run / "log.jsonl")
-        metrics["training"] = training_summary(log, pipeline)
-        where = read_json(run / "environment.json")
-        metrics["training"] |= {key: where[key] for key in ("machine", "date", "git_commit")}
     folder = write_record(name, config, metrics, root, weights=checkpoint)
     for key, sheet in grids.items():
         write_atomically(folder / f"{key}.png", lambda file, s=sheet: s.save(file, "PNG"))

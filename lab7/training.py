@@ -84,7 +84,7 @@ def train(
     if resume:
         _check_same_run(output_dir / "config.json", config)
     run = Run(config, dataset, choose_device(device), output_dir)
-    _prepare_folder(output_dir, config, resume)
+    _prepare_folder(output_dir, config, resume, getattr(dataset, "course", False))
     run.accelerator.init_trackers("tensorboard")
     run.restore(load_latest(output_dir / "states"))
     _trim_log(output_dir / "log.jsonl", run.step)
@@ -364,7 +364,7 @@ def _build_accelerator(config: TrainConfig, unet: ConditionalUNet, output_dir: P
     )
 
 
-def _prepare_folder(output_dir: Path, config: TrainConfig, resume: bool) -> None:
+def _prepare_folder(output_dir: Path, config: TrainConfig, resume: bool, course: bool) -> None:
     """Make the folder of a run and note in it what the run is; without `resume`, empty it first."""
     require_writable(output_dir)
     if not resume:
@@ -373,7 +373,8 @@ def _prepare_folder(output_dir: Path, config: TrainConfig, resume: bool) -> None
         for name in ("config.json", "environment.json", "log.jsonl"):
             (output_dir / name).unlink(missing_ok=True)
     write_atomically(output_dir / "config.json", config.to_json())
-    write_atomically(output_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    where = environment() | {"course_pictures": course}
+    write_atomically(output_dir / "environment.json", json.dumps(where, indent=2) + "\n")
 
 
 def _check_same_run(path: Path, config: TrainConfig) -> None:

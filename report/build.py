@@ -23,6 +23,7 @@ from lab7 import plots
 from lab7.dataset import (
     CONDITION_FILES,
     DATA_DIR,
+    SCORED,
     ICLEVRDataset,
     is_course,
     named_conditions,
@@ -95,7 +96,7 @@ def find_data(data: str | Path | None, course: bool) -> Path:
     """Return the data folder of records of the course's pictures, or of the embedded set's."""
     root = resolve_root(data) if course or data is not None else DATA_DIR
     if is_course(root) != course:
-        wanted = "the course's: name its folder with --data or LAB7_DATA" if course else "the set's"
+        wanted = "the course's: name its folder with --data or LAB7_DATA" if course else "embedded"
         raise ValueError(f"{root} does not hold the pictures of the records, which are {wanted}")
     return root
 
@@ -105,7 +106,7 @@ def draw_figures(records: dict[str, Record], results: Path, data: Path, folder: 
     folder.mkdir()
     ours, sweep = records["ours"], records["sweep"]
     charts = {"scenes.png": draw_scenes(data)}
-    for name in ("test", "new_test"):
+    for name in SCORED:
         conditions = named_conditions(name, data)
         sheet = results / "ours" / f"{name}.png"
         charts[f"{name}.png"] = draw_grid(sheet, conditions, ours.get(f"{name}.seen"))
@@ -160,7 +161,7 @@ def draw_accuracy(records: dict[str, Record]) -> plots.Chart:
     """Compare what was measured here with what others report."""
     names = {"ours": "this model"} | {name: name.replace("-", ": ", 1) for name in ORIGINAL}
     measured = {
-        label: {split: records[name].get(f"{split}.scores.top_k") for split in ("test", "new_test")}
+        label: {split: records[name].get(f"{split}.scores.top_k") for split in SCORED}
         for name, label in names.items()
         if name in records
     }
@@ -196,7 +197,7 @@ def accuracy_table(records: dict[str, Record]) -> str:
     ours, others = records["ours"], published()
     experiments = others["original"]["experiments"].values()
     best = max(experiments, key=lambda row: row["test"] + row["new_test"])
-    splits = ("test", "new_test", "unseen")
+    splits = (*SCORED, "unseen")
     rows = [
         ["**this model**", *(plots.interval_text(ours.get(f"{x}.scores.top_k")) for x in splits)]
     ]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -164,6 +165,28 @@ def test_report_on_the_courses_files(run, course_work, tmp_path, cache_dir):
     assert "The training set has 9 pictures" in page and "checkpoint.pth" in page
     assert "trained on the course’s pictures" in page and "Mitsuba" not in page
     assert "ground is not the course" not in page and "renders that it never saw" not in page
+
+
+def test_a_record_is_of_the_pictures_trained_on(run, course_work, tmp_path, weights):
+    _, checkpoint, _ = course_work
+    given = ["--checkpoint", checkpoint, "--evaluator", weights, "--results", tmp_path]
+    assert_fails(run("evaluate", "--record", "ours", *given), "trained on other pictures", "--data")
+    assert not (tmp_path / "ours" / "metrics.json").exists()
+
+
+def test_handin_on_the_courses_conditions_with_the_shipped_report(
+    run, tiny, course_root, tmp_path, monkeypatch
+):
+    """The report stays about the pictures that its records are of."""
+    asked = []
+    monkeypatch.setattr(
+        "lab7.handin.file_hash", lambda _: read_record("ours").environment["weights_sha256"]
+    )
+    builder = SimpleNamespace(build=lambda folder, results, data, author: asked.append(data))
+    monkeypatch.setattr("lab7.__main__._report_builder", lambda: builder)
+    given = ["--data", course_root, "--output", tmp_path, *tiny]
+    assert_fails(run("handin", "1", "a", *given), "report.pdf")
+    assert asked == [None]
 
 
 def test_handin(run, course_work, tmp_path, cache_dir, monkeypatch):
