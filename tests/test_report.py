@@ -247,6 +247,7 @@ def test_report_counts_the_data(report):
     assert "The training set has 9 pictures" in page
     assert "of the 276 pairs 3, and of the 2,024 triples 3" in page
     assert "<td><code>valid</code></td><td>3</td><td>5</td>" in page
+    assert "draws of this project’s own. The others are additions." in page
 
 
 def test_report_is_the_same_each_time(report, results, data, tmp_path):
