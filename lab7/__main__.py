@@ -266,7 +266,7 @@ def sweep(
 
 
 def render(
-    what: Annotated[Literal["train", "evaluator"], tyro.conf.Positional] = "train",
+    what: Annotated[Literal["train", "evaluator", "auditor"], tyro.conf.Positional] = "train",
     /,
     output: Path | None = None,
     scenes: int | None = None,
@@ -276,22 +276,22 @@ def render(
     """Render pictures with Mitsuba 3; stopped and started again it goes on where it was.
 
     Args:
-        what: train: the embedded 6,003 scenes and the condition files; evaluator: scenes of up to
-            five objects for training and testing the evaluator.
-        output: Folder of the finished set; by default data/ or runs/evaluator.
+        what: train: the embedded 6,003 scenes and the condition files; evaluator, auditor: scenes
+            of up to five objects for training and testing the judge of that name.
+        output: Folder of the finished set; by default data/, runs/evaluator or runs/auditor.
         scenes: How many scenes, from the first on, into an OUTPUT of your own; by default all.
         work: Folder that keeps what is rendered so far.
         workers: Processes; by default one for each processor.
     """
     from lab7 import scene_sets
 
-    plans = scene_sets.draw_train() if what == "train" else scene_sets.draw_evaluator()
+    plans = getattr(scene_sets, f"draw_{what}")()
     if scenes is not None:
         if not 1 <= scenes <= len(plans):
             raise ValueError(f"scenes {scenes} is not within 1 … {len(plans)}")
         if output is None:
             raise ValueError("a part of the scenes would replace the whole set: give an --output")
-    output = output or ROOT / ("data" if what == "train" else "runs/evaluator")
+    output = output or ROOT / ("data" if what == "train" else f"runs/{what}")
     scene_sets.render_set(plans[:scenes], output, work, workers)
     if what == "train":
         for name, drawn in scene_sets.draw_conditions().items():
@@ -318,6 +318,27 @@ def train_evaluator(
     from lab7 import evaluator_training
 
     evaluator_training.train_on_renders(renders, output, epochs, device)
+
+
+def train_auditor(
+    renders: Path = ROOT / "runs" / "auditor",
+    output: Path | None = None,
+    epochs: int | None = None,
+    device: str | None = None,
+) -> None:
+    """Train the auditor on the pictures of `render auditor`.
+
+    Stopped and started again it goes on after the last whole epoch.
+
+    Args:
+        renders: Folder that `render auditor` wrote.
+        output: Weights to write; by default those that come with the project.
+        epochs: Passes over the pictures.
+        device: cuda, mps or cpu; by default the best there is.
+    """
+    from lab7 import auditor_training
+
+    auditor_training.train_on_renders(renders, output, epochs, device)
 
 
 def report(
@@ -421,7 +442,17 @@ def _print_scores(scores: dict[str, "Scores"]) -> None:
 
 def main() -> None:
     """Run a command; what the user can mend is one line on standard error and exit code 2."""
-    commands = [train, sample, evaluate, render, report, handin, sweep, train_evaluator]
+    commands = [
+        train,
+        sample,
+        evaluate,
+        render,
+        report,
+        handin,
+        sweep,
+        train_evaluator,
+        train_auditor,
+    ]
     app = tyro.extras.SubcommandApp()
     for command in commands:
         app.command(command, name=command.__name__.replace("_", "-"))

@@ -210,23 +210,54 @@ def compute_scores(
     """
     counts = _count(probabilities, labels)
     num_pictures = len(labels)
-    groups = torch.arange(num_pictures) if groups is None else torch.as_tensor(groups).cpu()
-    if groups.shape != (num_pictures,):
-        raise ValueError(f"groups must be ({num_pictures},), not {tuple(groups.shape)}")
-    names, rows = np.unique(groups.numpy(), return_inverse=True)
-    totals = np.zeros((len(names), len(counts)))
-    np.add.at(totals, rows, np.stack(list(counts.values()), axis=1))
+    num_groups, totals, resampled = resample(np.stack(list(counts.values()), axis=1), groups)
+    values, samples = _ratios(totals, counts), _ratios(resampled, counts)
+    return Scores(
+        num_pictures=num_pictures,
+        num_conditions=num_groups,
+        num_labels=int(counts["labels"].sum()),
+        **{name: interval(values[name], samples[name], num_pictures) for name in values},
+    )
 
+
+def resample(
+    columns: np.ndarray, groups: torch.Tensor | None = None
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """Draw the bootstrap's samples of sums over pictures.
+
+    Args:
+        columns: (B, C), what is summed: a row a picture.
+        groups: (B,) integers; pictures with the same number are drawn together. None: every
+            picture by itself.
+
+    Returns:
+        How many groups there are, the sums (C,), and those of 2,000 samples, (2000, C).
+    """
+    count = len(columns)
+    groups = torch.arange(count) if groups is None else torch.as_tensor(groups).cpu()
+    if groups.shape != (count,):
+        raise ValueError(f"groups must be ({count},), not {tuple(groups.shape)}")
+    names, rows = np.unique(groups.numpy(), return_inverse=True)
+    totals = np.zeros((len(names), columns.shape[1]))
+    np.add.at(totals, rows, columns)
     rng = np.random.default_rng(0)
     draws = (rng.integers(len(names), size=len(names)) for _ in range(_RESAMPLES))
     resampled = [np.bincount(draw, minlength=len(names)) @ totals for draw in draws]
-    values, samples = _ratios(totals.sum(0), counts), _ratios(np.array(resampled), counts)
-    return Scores(
-        num_pictures=num_pictures,
-        num_conditions=len(names),
-        num_labels=int(counts["labels"].sum()),
-        **{name: _interval(values[name], samples[name], num_pictures) for name in values},
-    )
+    return len(names), totals.sum(0), np.array(resampled)
+
+
+def interval(value: float, samples: np.ndarray, num_pictures: int) -> Estimate:
+    """Return a score with the 95 % interval that its values in the bootstrap's samples (R,) give.
+
+    A score of 0 or 1 has Wilson's.
+    """
+    low, high = np.percentile(samples, (2.5, 97.5))
+    margin = _Z**2 / (num_pictures + _Z**2)
+    if value == 1:
+        low, high = 1 - margin, 1.0
+    elif value == 0:
+        low, high = 0.0, margin
+    return Estimate(float(value), float(low), float(high))
 
 
 def default_weights(root: str | Path | None = None) -> Path:
@@ -273,17 +304,6 @@ def _ratios(totals: np.ndarray, names: dict[str, np.ndarray]) -> dict[str, np.nd
         name: above / np.maximum(below, 1)  # nothing seen: a precision of 0
         for name, (above, below) in pairs.items()
     }
-
-
-def _interval(value: float, samples: np.ndarray, num_pictures: int) -> Estimate:
-    """Return the value with the interval that its resamples (R,) give."""
-    low, high = np.percentile(samples, (2.5, 97.5))
-    margin = _Z**2 / (num_pictures + _Z**2)
-    if value == 1:
-        low, high = 1 - margin, 1.0
-    elif value == 0:
-        low, high = 0.0, margin
-    return Estimate(float(value), float(low), float(high))
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -126,6 +126,25 @@ def visible_pixels(scene: Scene) -> np.ndarray:
     return np.bincount(index.ravel(), minlength=len(scene.objects) + 1)[1 : len(scene.objects) + 1]
 
 
+def project(scene: Scene) -> np.ndarray:
+    """Find where the middle of each object appears in the picture.
+
+    Returns:
+        (n, 2) float64: pixels from the left and from the top of the 64×64 picture, 0 … 64.
+    """
+    camera = np.add(CAMERA, scene.camera_offset)
+    ahead = -camera / np.linalg.norm(camera)  # it looks at the origin
+    right = np.cross(ahead, [0, 0, 1])
+    right /= np.linalg.norm(right)
+    heights = {"cube": CUBE_HALF, "sphere": SPHERE_RADIUS, "cylinder": CYLINDER_HALF}
+    points = [(o.x, o.y, heights[o.label.split()[1]]) for o in scene.objects]
+    seen = np.subtract(points, camera) @ np.stack([right, np.cross(right, ahead), ahead], axis=1)
+    across, up, depth = seen.T
+    half_width = depth * math.tan(math.radians(FIELD_OF_VIEW / 2))
+    half_height = half_width * FULL_SIZE[1] / FULL_SIZE[0]
+    return IMAGE_SIZE / 2 * np.stack([1 + across / half_width, 1 - up / half_height], axis=1)
+
+
 def render(scene: Scene, seed: int = 0, samples_per_pixel: int = SAMPLES_PER_PIXEL) -> np.ndarray:
     """Render a scene as the course's pictures look after loading.
 

@@ -26,6 +26,7 @@ from lab7.packs import write_pack
 SEED = 2024
 NUM_SCENES = 6003
 NUM_EVALUATOR_SCENES = 9000
+NUM_AUDITOR_SCENES = 6000
 CHUNK = 24  # scenes rendered between two savings
 
 Condition = tuple[str, ...]
@@ -107,17 +108,39 @@ def draw_evaluator(num_scenes: int = NUM_EVALUATOR_SCENES, seed: int = SEED) -> 
     ]
 
 
-def render_scene(plan: ScenePlan, seed: int = SEED) -> np.ndarray:
-    """Render one planned scene, uint8 (3, 64, 64, 3); the same for the same name and seed."""
+def draw_auditor(num_scenes: int = NUM_AUDITOR_SCENES, seed: int = SEED) -> list[ScenePlan]:
+    """Draw scenes of five objects for the auditor; in half of them labels stand more than once."""
+    rng = np.random.default_rng([seed, 3])
+    plans = []
+    for i in range(num_scenes):
+        labels = rng.permutation(LABELS)[: 5 if i % 2 else rng.integers(2, 4)]
+        labels = np.concatenate([labels, rng.choice(labels, 5 - len(labels))])
+        counts = (1 + i // 2 % 3, 4, 5)
+        plans.append(
+            ScenePlan(f"CLEVR_auditor_{i:06d}", tuple(rng.permutation(labels).tolist()), counts)
+        )
+    return plans
+
+
+def render_scene(plan: ScenePlan, seed: int = SEED) -> tuple[np.ndarray, np.ndarray]:
+    """Render one planned scene; the same for the same name and seed.
+
+    Returns:
+        Its pictures, uint8 (3, 64, 64, 3), and where its objects' middles are, (n, 2) pixels.
+    """
     number = int.from_bytes(hashlib.sha256(f"{seed} {plan.name}".encode()).digest()[:8], "big")
     scene = rendering.sample_scene(plan.labels, np.random.default_rng(number))
-    return np.stack([rendering.render(scene.first(k), (number + k) % 2**31) for k in plan.counts])
+    steps = [rendering.render(scene.first(k), (number + k) % 2**31) for k in plan.counts]
+    return np.stack(steps), rendering.project(scene)
 
 
 def render_set(
     plans: list[ScenePlan], output: Path, work: Path, workers: int | None = None
 ) -> None:
-    """Render planned scenes into `output`/pictures.zip and the labels into `output`/train.json.
+    """Render planned scenes into `output`/pictures.zip, and what they show into a file beside it.
+
+    That is train.json, as the course has it, or for scenes in which a label stands twice, which it
+    cannot tell, scenes.json with labels, counts and the middles of all objects.
 
     Args:
         plans: The scenes.
@@ -138,7 +161,7 @@ def render_set(
     for folder in (output if output.exists() else output.parent, work):
         require_writable(folder)
     chunks = [plans[start : start + CHUNK] for start in range(0, len(plans), CHUNK)]
-    jobs = [(chunk, work / f"{_fingerprint(chunk)}.npy") for chunk in chunks]
+    jobs = [(chunk, work / f"{_fingerprint(chunk)}.npz") for chunk in chunks]
     todo = [job for job in jobs if not job[1].exists()]
     done = sum(len(job[0]) for job in jobs) - sum(len(job[0]) for job in todo)
     with (
@@ -148,6 +171,9 @@ def render_set(
         for count in pool.imap_unordered(_render_chunk, todo):
             bar.update(count)
     write_pack(output / "pictures.zip", _finished(jobs))
+    if any(len(set(plan.labels)) < len(plan.labels) for plan in plans):
+        write_json(output / "scenes.json", _scenes(jobs))
+        return
     labels = {
         f"{plan.name}_{step}.png": list(plan.labels[:count])
         for plan in plans
@@ -174,11 +200,25 @@ def _fingerprint(plans: list[ScenePlan]) -> str:
 
 def _render_chunk(job: tuple[list[ScenePlan], Path]) -> int:
     plans, path = job
-    pictures = np.stack([render_scene(plan) for plan in plans])
-    write_atomically(path, lambda file: np.save(file, pictures))
+    pictures, centres = map(np.stack, zip(*map(render_scene, plans), strict=True))
+    write_atomically(path, lambda file: np.savez(file, pictures=pictures, centres=centres))
     return len(plans)
 
 
 def _finished(jobs) -> Iterator[tuple[str, np.ndarray]]:
     for plans, path in jobs:
-        yield from zip([plan.name for plan in plans], np.load(path), strict=True)
+        with np.load(path) as chunk:
+            yield from zip([plan.name for plan in plans], chunk["pictures"], strict=True)
+
+
+def _scenes(jobs) -> dict[str, dict]:
+    scenes = {}
+    for plans, path in jobs:
+        with np.load(path) as chunk:
+            for plan, centres in zip(plans, chunk["centres"].round(2).tolist(), strict=True):
+                scenes[plan.name] = {
+                    "labels": plan.labels,
+                    "counts": plan.counts,
+                    "centres": centres,
+                }
+    return scenes

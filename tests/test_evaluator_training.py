@@ -6,12 +6,8 @@ import torch
 from PIL import Image
 
 from lab7.evaluator import Evaluator
-from lab7.evaluator_training import (
-    EvaluatorConfig,
-    _Trainer,
-    list_mistakes,
-    train_evaluator,
-)
+from lab7.evaluator_training import EvaluatorConfig, list_mistakes, train_evaluator
+from lab7.judge_training import Trainer
 from lab7.labels import encode
 from lab7.plots import split_grid
 from lab7.results import read_log, read_record
@@ -80,7 +76,7 @@ def test_mistakes_come_worst_first():
 
 
 def test_training_repeats_itself(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr("lab7.evaluator_training.bfloat16_is_faster", lambda *_: False)
+    monkeypatch.setattr("lab7.judge_training.bfloat16_is_faster", lambda *_: False)
     losses = []
     for name in ("first", "second"):
         train_evaluator(
@@ -92,10 +88,10 @@ def test_training_repeats_itself(pictures, tmp_path, monkeypatch):
 
 
 def test_an_interrupted_training_goes_on_to_the_same_end(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr("lab7.evaluator_training.bfloat16_is_faster", lambda *_: False)
+    monkeypatch.setattr("lab7.judge_training.bfloat16_is_faster", lambda *_: False)
     given = {"results_root": tmp_path, "device": "cpu"}
     whole = train_evaluator(*pictures, TINY, tmp_path / "a.safetensors", run_name="a", **given)
-    run_epoch = _Trainer.run_epoch
+    run_epoch = Trainer.run_epoch
 
     def interrupted(trainer, *arguments):
         if trainer.epochs_done == 1:
@@ -104,7 +100,7 @@ def test_an_interrupted_training_goes_on_to_the_same_end(pictures, tmp_path, mon
 
     given |= {"run_name": "b", "states": tmp_path / "states"}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(_Trainer, "run_epoch", interrupted)
+        patch.setattr(Trainer, "run_epoch", interrupted)
         train_evaluator(*pictures, TINY, tmp_path / "b.safetensors", **given)
     assert not (tmp_path / "b.safetensors").exists() and not (tmp_path / "b" / "log.jsonl").exists()
     longer = dataclasses.replace(TINY, epochs=3)

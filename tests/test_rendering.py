@@ -88,8 +88,20 @@ def test_rendering_repeats_bit_for_bit():
 
 def test_steps_show_the_same_scene_with_one_object_more():
     plan = ScenePlan("CLEVR_train_000007", ("red cube", "blue sphere", "yellow cylinder"))
-    pictures = render_scene(plan).astype(int)
-    assert pictures.shape == (3, 64, 64, 3)
-    for before, after in itertools.pairwise(pictures):
+    pictures, middles = render_scene(plan)
+    assert pictures.shape == (3, 64, 64, 3) and middles.shape == (3, 2)
+    for (before, after), (x, y) in zip(
+        itertools.pairwise(pictures.astype(int)), middles[1:], strict=True
+    ):
         changed = np.abs(before - after).max(-1) > 15
         assert 20 < changed.sum() < 64 * 64 / 3
+        assert changed[int(y) - 1 : int(y) + 2, int(x) - 1 : int(x) + 2].all()
+
+
+def test_a_sphere_is_drawn_about_its_projected_middle():
+    lone = scene(SceneObject("red sphere", 1.5, -2.0, 0.0))
+    ((x, y),) = rendering.project(lone)
+    picture = render(lone, 0, 16).astype(int)
+    red = picture[..., 0] - picture[..., 1] > 30
+    rows, columns = red.nonzero()
+    assert abs(rows.mean() + 0.5 - y) < 1 and abs(columns.mean() + 0.5 - x) < 1

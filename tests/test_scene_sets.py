@@ -10,7 +10,14 @@ import pytest
 from lab7 import scene_sets
 from lab7.dataset import DATA_DIR, ICLEVRDataset
 from lab7.labels import LABELS, load_conditions
-from lab7.scene_sets import draw_conditions, draw_evaluator, draw_train, render_set, write_json
+from lab7.scene_sets import (
+    draw_auditor,
+    draw_conditions,
+    draw_evaluator,
+    draw_train,
+    render_set,
+    write_json,
+)
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +87,25 @@ def test_committed_files_are_these_draws(drawn, train):
             assert labels[f"{plan.name}_{step}.png"] == list(plan.labels[: step + 1])
 
 
+def test_auditor_scenes_have_doubles_at_every_number_of_objects():
+    plans = draw_auditor(60)
+    doubled = set()
+    for plan in plans:
+        doubled |= {k for k in plan.counts if len(set(plan.labels[:k])) < k}
+    assert doubled == {2, 3, 4, 5}
+    assert sum(len(set(plan.labels)) == 5 for plan in plans) == 30
+    assert draw_auditor(90)[:60] == plans
+
+
 def fake_scene(plan):
     pictures = np.zeros((3, 64, 64, 3), np.uint8)
     pictures[:] = LABELS.index(plan.labels[0]) * 10
-    return pictures
+    return pictures, np.arange(2 * len(plan.labels)).reshape(-1, 2)
 
 
-def test_render_set_goes_on_where_it_was(tmp_path, monkeypatch):
-    plans, made = draw_train()[:60], []
+@pytest.fixture
+def in_process(monkeypatch):
+    """Scenes are rendered in this process."""
 
     class InProcess:
         def __init__(self, workers): ...
@@ -101,13 +119,29 @@ def test_render_set_goes_on_where_it_was(tmp_path, monkeypatch):
     class Context:
         Pool = InProcess
 
+    monkeypatch.setattr(scene_sets.multiprocessing, "get_context", lambda _: Context)
+
+
+def test_scenes_with_doubles_are_described(tmp_path, monkeypatch, in_process):
+    monkeypatch.setattr(scene_sets, "render_scene", fake_scene)
+    plans = draw_auditor(30)
+    render_set(plans, tmp_path / "set", tmp_path / "work")
+    scenes = json.loads((tmp_path / "set" / "scenes.json").read_text())
+    assert list(scenes) == [plan.name for plan in plans]
+    scene = scenes[plans[7].name]
+    assert scene["labels"] == list(plans[7].labels) and scene["counts"] == list(plans[7].counts)
+    assert scene["centres"][4] == [8, 9]
+
+
+def test_render_set_goes_on_where_it_was(tmp_path, monkeypatch, in_process):
+    plans, made = draw_train()[:60], []
+
     def scene(plan):
         made.append(plan.name)
         if len(made) == 40:
             raise KeyboardInterrupt
         return fake_scene(plan)
 
-    monkeypatch.setattr(scene_sets.multiprocessing, "get_context", lambda _: Context)
     monkeypatch.setattr(scene_sets, "render_scene", scene)
     with pytest.raises(KeyboardInterrupt):
         render_set(plans, tmp_path / "set", tmp_path / "work")
@@ -118,7 +152,7 @@ def test_render_set_goes_on_where_it_was(tmp_path, monkeypatch):
     data = ICLEVRDataset(tmp_path / "set")
     assert len(data) == 180
     assert data.labels[5] == plans[1].labels
-    assert abs(int(data.images[3].float().mean()) - fake_scene(plans[1]).mean()) <= 2
+    assert abs(int(data.images[3].float().mean()) - fake_scene(plans[1])[0].mean()) <= 2
 
 
 def test_write_json_has_one_entry_a_line(tmp_path):

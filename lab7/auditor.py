@@ -1,0 +1,252 @@
+"""The auditor: a second judge of another kind, which counts objects and says where they are.
+
+The evaluator gives each label a probability and cannot tell one red cube from two. The auditor is a
+detector (Zhou et al., “Objects as Points”, 2019): it finds the middle of every object, names each,
+and so sees what is too much, doubled or merged. It is for reporting only: it has no part in
+training or guiding the generator, nor in choosing checkpoints, settings or seeds.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lab7.dataset import DATA_DIR, to_float
+from lab7.devices import choose_device
+from lab7.evaluator import Estimate, interval, resample
+from lab7.files import write_atomically
+from lab7.labels import COLORS, LABELS, NUM_LABELS
+from lab7.packs import IMAGE_SIZE
+
+WEIGHTS = DATA_DIR / "weights" / "auditor.safetensors"
+STRIDE = 2  # pixels a side of a cell of the network's answer
+WIDTHS = (40, 48, 96, 144)  # channels at 64, 32, 16 and 8 pixels a side
+_RADIUS = 2  # cells in which the middle of an object must be the clearest
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """An object that was found: its label, its middle in pixels (0 … 64) and how sure it is."""
+
+    label: str
+    x: float
+    y: float
+    probability: float
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What became of a set of pictures: each is counted in exactly one of the five shares.
+
+    `exact_scene`: every label is there as often as it was asked for, and nothing else. Of the
+    others, `extra` and `missing` have too many or too few objects; in `swapped` colors and shapes
+    are those asked for, but wrongly paired; in `other` a color or a shape is wrong.
+    """
+
+    num_pictures: int
+    num_conditions: int
+    exact_scene: Estimate
+    extra: Estimate
+    missing: Estimate
+    swapped: Estimate
+    other: Estimate
+
+
+class AuditorNetwork(nn.Module):
+    """A small UNet whose answer is a grid of cells, `STRIDE` pixels a side each.
+
+    It maps pictures (B, 3, 64, 64) in [-1, 1] to the logits that the middle of an object lies in a
+    cell, (B, 32, 32), and to those of the object's label, (B, 24, 32, 32).
+    """
+
+    def __init__(self):
+        super().__init__()
+        a, b, c, d = WIDTHS
+        self.stem = nn.Conv2d(3, a, 3, padding=1)
+        self.down = nn.ModuleList(
+            [
+                nn.Sequential(_down(a, b), _Block(b)),
+                nn.Sequential(_down(b, c), _Block(c), _Block(c)),
+                nn.Sequential(_down(c, d), _Block(d), _Block(d)),
+            ]
+        )
+        self.across = nn.ModuleList([nn.Conv2d(d, c, 1), nn.Conv2d(c, b, 1)])
+        self.up = nn.ModuleList([_Block(c), _Block(b)])
+        self.head = nn.Sequential(nn.GroupNorm(8, b), nn.SiLU(), nn.Conv2d(b, 1 + NUM_LABELS, 1))
+        nn.init.constant_(self.head[-1].bias[:1], -4.0)  # few cells hold an object
+        self.register_buffer("threshold", torch.tensor(0.5))  # set after training
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        fine, middle, coarse = self._descend(images)
+        for across, up, level in zip(self.across, self.up, (middle, fine), strict=True):
+            coarse = up(level + across(F.interpolate(coarse, scale_factor=2)))
+        answer = self.head(coarse)
+        return answer[:, 0], answer[:, 1:]
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return (B, 144): what the coarsest level sees, averaged over the picture."""
+        return self._descend(images)[-1].mean(dim=(2, 3))
+
+    def _descend(self, images: Tensor) -> list[Tensor]:
+        levels = [self.stem(images)]
+        for down in self.down:
+            levels.append(down(levels[-1]))
+        return levels[1:]
+
+
+class Auditor:
+    """Holds the detector and looks at pictures with it, always in float32.
+
+    Args:
+        network: The detector.
+        device: Where it runs; None takes the best there is.
+    """
+
+    def __init__(self, network: AuditorNetwork, device: str | torch.device | None = None):
+        self.device = choose_device(device)
+        network = network.eval().requires_grad_(False).to(self.device, torch.float32)
+        self.network = network.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def load(
+        cls, path: str | Path | None = None, device: str | torch.device | None = None
+    ) -> "Auditor":
+        """Load trained weights, by default those that come with the project.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It does not hold weights of this network.
+        """
+        path, network = WEIGHTS if path is None else Path(path), AuditorNetwork()
+        if not path.is_file():
+            raise FileNotFoundError(f"no auditor weights {path}")
+        try:
+            network.load_state_dict(safetensors.torch.load_file(path))
+        except (safetensors.SafetensorError, RuntimeError) as error:
+            first = str(error).strip().splitlines()[-1].strip()
+            raise ValueError(f"{path} does not hold the auditor's weights: {first}") from None
+        return cls(network, device)
+
+    def save(self, path: str | Path) -> None:
+        """Write the weights as safetensors: matrices in float16, the few others as they are."""
+        tensors = {
+            name: (tensor.half() if tensor.ndim > 1 else tensor).cpu().contiguous()
+            for name, tensor in self.network.state_dict().items()
+        }
+        write_atomically(Path(path), safetensors.torch.save(tensors))
+
+    @torch.inference_mode()
+    def find(self, images: Tensor, batch_size: int = 64) -> list[list[Sighting]]:
+        """Return the objects in each picture (B, 3, 64, 64), float in [-1, 1] or uint8."""
+        found = [[] for _ in images]
+        start = 0
+        for batch in images.split(batch_size) if len(images) else ():
+            middles, names = self.network(self._prepare(batch))
+            sure = middles.sigmoid()
+            for picture, row, column in peaks(sure, self.network.threshold).nonzero().tolist():
+                label = LABELS[names[picture, :, row, column].argmax()]
+                x, y = STRIDE * (column + 0.5), STRIDE * (row + 0.5)
+                probability = sure[picture, row, column].item()
+                found[start + picture].append(Sighting(label, x, y, probability))
+            start += len(batch)
+        return found
+
+    def count(self, images: Tensor) -> Tensor:
+        """Return (B, 24) int64: how often each label is in each picture."""
+        counts = torch.zeros(len(images), NUM_LABELS, dtype=torch.int64)
+        for row, sightings in zip(counts, self.find(images), strict=True):
+            for sighting in sightings:
+                row[LABELS.index(sighting.label)] += 1
+        return counts
+
+    def audit(self, images: Tensor, labels: Tensor, groups: Tensor | None = None) -> Audit:
+        """Say what became of pictures that should show labels; see `compute_audit`."""
+        return compute_audit(self.count(images), labels, groups)
+
+    @torch.inference_mode()
+    def features(self, images: Tensor, batch_size: int = 64) -> Tensor:
+        """Return what the network sees in pictures (B, 3, 64, 64), (B, 144) float32."""
+        parts = [self.network.features(self._prepare(x)).cpu() for x in images.split(batch_size)]
+        return torch.cat(parts)
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
+            wanted = f"(B, 3, {IMAGE_SIZE}, {IMAGE_SIZE})"
+            raise ValueError(f"pictures must be {wanted}, not {tuple(images.shape)}")
+        images = images.to(self.device)
+        images = to_float(images) if images.dtype == torch.uint8 else images.float()
+        return images.contiguous(memory_format=torch.channels_last)
+
+
+def peaks(sure: Tensor, threshold: Tensor | float) -> Tensor:
+    """Return where the probabilities (B, H, W) of a middle are highest around, as (B, H, W)."""
+    highest = F.max_pool2d(sure[:, None], 2 * _RADIUS + 1, 1, _RADIUS)[:, 0]
+    return (sure == highest) & (sure >= threshold)
+
+
+def compute_audit(counts: Tensor, wanted: Tensor, groups: Tensor | None = None) -> Audit:
+    """Sort pictures by what became of them.
+
+    Args:
+        counts: (B, 24): how often each label is seen.
+        wanted: (B, 24): how often each should be.
+        groups: (B,) integers; pictures with the same number share a condition and are resampled
+            together. None: every picture has its own.
+
+    Raises:
+        ValueError: Other shapes.
+    """
+    if counts.shape != wanted.shape or counts.shape[1:] != (NUM_LABELS,):
+        raise ValueError(
+            f"counts must both be (B, {NUM_LABELS}), not {tuple(counts.shape)} and "
+            f"{tuple(wanted.shape)}"
+        )
+    seen = counts.long().view(len(counts), -1, len(COLORS))  # by shape and color
+    asked = wanted.long().view_as(seen)
+    surplus = seen.sum((1, 2)) - asked.sum((1, 2))
+    same_colors = (seen.sum(1) == asked.sum(1)).all(1)
+    same_shapes = (seen.sum(2) == asked.sum(2)).all(1)
+    exact = (seen == asked).flatten(1).all(1)
+    swapped = ~exact & same_colors & same_shapes
+    shares = {
+        "exact_scene": exact,
+        "extra": surplus > 0,
+        "missing": surplus < 0,
+        "swapped": swapped,
+        "other": (surplus == 0) & ~exact & ~swapped,
+    }
+    columns = torch.stack([*shares.values(), torch.ones_like(exact)], dim=1).double().numpy()
+    num_groups, totals, resampled = resample(columns, groups)
+    return Audit(
+        len(counts),
+        num_groups,
+        **{
+            name: interval(totals[i] / totals[-1], resampled[:, i] / resampled[:, -1], len(counts))
+            for i, name in enumerate(shares)
+        },
+    )
+
+
+class _Block(nn.Module):
+    """Two convolutions around a shortcut (He et al. 2016)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.GroupNorm(8, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.GroupNorm(8, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+def _down(channels: int, wider: int) -> nn.Module:
+    return nn.Conv2d(channels, wider, 4, stride=2, padding=1)
