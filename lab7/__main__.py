@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 if TYPE_CHECKING:
-    from lab7.evaluator import Scores
+    from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 GENERATOR = ROOT / "data" / "weights" / "generator"
 RESULTS = ROOT / "report" / "results"
+MOST_FAILURES = 64  # pictures that `evaluate` shows of a set
 
 
 def train(
@@ -149,6 +150,7 @@ def evaluate(
     data: Path | None = None,
     record: str | None = None,
     results: Path = RESULTS,
+    failures: Path = ROOT / "build" / "failures",
     device: str | None = None,
 ) -> None:
     """Score a generator, or a folder of pictures.
@@ -164,48 +166,54 @@ def evaluate(
         scheduler: Sampler, for instance sde-dpmsolver++, dpmsolver++, ddim, ddpm.
         evaluator: Weights of the judge; by default checkpoint.pth of DATA, else ours.
         data: The course's folder; by default $LAB7_DATA, else the embedded set.
-        record: Score on all condition files and write the results down under this name.
+        record: Write the results down under this name; by default those of all condition files.
         results: Folder of the records.
+        failures: Folder for figures of the pictures that failed, with what was asked and seen.
         device: cuda, mps or cpu; by default the best there is.
     """
-    from lab7.dataset import CONDITION_FILES, SCORED, load_images
+    from lab7.auditor import Auditor
+    from lab7.dataset import CONDITION_FILES, SCORED, ICLEVRDataset, load_images
     from lab7.evaluator import Evaluator
+    from lab7.fidelity import RealPictures
+    from lab7.files import require_writable
     from lab7.labels import encode
     from lab7.pipeline import load_pipeline
-    from lab7.scoring import record_generator, score_pipeline
+    from lab7.scoring import (
+        audit_pictures,
+        record_generator,
+        require_same_pictures,
+        score_pipeline,
+        score_table,
+    )
 
-    judge = Evaluator.load(evaluator, device, data)
-    if images is not None:
-        if conditions is None:
-            raise ValueError("--images needs --conditions: what the pictures should show")
-        wanted = _conditions(conditions, data)
-        pictures = load_images(images, len(wanted))
-        _print_scores({Path(conditions).stem: judge.scores(pictures, encode(wanted))})
-        return
-    pipeline = load_pipeline(checkpoint, device, scheduler)
-    settings = {"num_inference_steps": steps, "guidance_scale": guidance}
+    judge, auditor = Evaluator.load(evaluator, device, data), Auditor.load(device=device)
+    if images is not None and conditions is None:
+        raise ValueError("--images needs --conditions: what the pictures should show")
+    if images is not None and record is not None:
+        raise ValueError("--record is for a generator: leave it out with --images")
     if record is not None:
-        sets = {name: _conditions(name, data) for name in CONDITION_FILES}
-        metrics = record_generator(
-            record,
-            pipeline,
-            judge,
-            sets,
-            repetitions,
-            checkpoint,
-            results,
-            data,
-            **settings,
-        )
-        _print_scores({name: metrics[name]["scores"] for name in sets})
-        return
-    scores = {}
-    for name in [conditions] if conditions else SCORED:
-        metrics, _ = score_pipeline(
-            pipeline, judge, _conditions(name, data), repetitions, **settings
-        )
-        scores[Path(name).stem] = metrics["scores"]
-    _print_scores(scores)
+        require_writable(results / record)
+        require_same_pictures(checkpoint, data)
+    names = [conditions] if conditions else CONDITION_FILES if record else SCORED
+    sets = {Path(name).stem: _conditions(name, data) for name in names}
+    dataset, scored = ICLEVRDataset(data), {}
+    if images is not None:
+        ((name, wanted),) = sets.items()
+        pictures = load_images(images, len(wanted))
+        scored[name] = {"scores": judge.scores(pictures, encode(wanted))}, pictures
+    else:
+        pipeline = load_pipeline(checkpoint, device, scheduler)
+        settings = {"num_inference_steps": steps, "guidance_scale": guidance}
+        for name, wanted in sets.items():
+            scored[name] = score_pipeline(pipeline, judge, wanted, repetitions, **settings)
+    real = RealPictures(auditor, dataset)
+    for name, (metrics, pictures) in scored.items():
+        metrics |= audit_pictures(pictures, sets[name], auditor, real)
+    print(score_table({name: metrics for name, (metrics, _) in scored.items()}))
+    for name, (metrics, pictures) in scored.items():
+        _show_failures(name, sets[name], metrics["counted"], pictures, failures)
+    if record is not None:
+        record_generator(record, pipeline, judge, scored, checkpoint, results, data, **settings)
 
 
 def sweep(
@@ -431,13 +439,21 @@ def _conditions(name: str, data: Path | None) -> list[tuple[str, ...]]:
     return load_conditions(name)
 
 
-def _print_scores(scores: dict[str, "Scores"]) -> None:
-    columns = ("top_k", "exact_set", "precision", "recall", "f1")
-    print(f"{'':10s} pictures " + " ".join(f"{name:>22s}" for name in columns))
-    for name, row in scores.items():
-        cells = [getattr(row, column) for column in columns]
-        text = " ".join(f"{c.value:.4f} [{c.low:.3f}, {c.high:.3f}]" for c in cells)
-        print(f"{name:10s} {row.num_pictures:8d} {text}")
+def _show_failures(
+    name: str, conditions: list, counted: list, pictures: "Tensor", folder: Path
+) -> None:
+    """Write a figure of the pictures that do not show exactly what was asked for."""
+    from lab7 import plots
+    from lab7.scoring import failed_pictures
+
+    rows = failed_pictures(conditions, counted)
+    if not rows:
+        return
+    shown = rows[:MOST_FAILURES]
+    wanted = [conditions[row % len(conditions)] for row in shown]
+    chart = plots.picture_grid(pictures[shown], wanted, [counted[row] for row in shown])
+    chart.save(folder / f"{name}.png")
+    print(f"{len(rows)} pictures of {name} failed, {len(shown)} are in {folder / f'{name}.png'}")
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from lab7.dataset import DATA_DIR, to_float
 from lab7.devices import choose_device
-from lab7.evaluator import Estimate, interval, resample
+from lab7.evaluator import Estimate, share
 from lab7.files import write_atomically
 from lab7.labels import COLORS, LABELS, NUM_LABELS
 from lab7.packs import IMAGE_SIZE
@@ -218,16 +218,19 @@ def compute_audit(counts: Tensor, wanted: Tensor, groups: Tensor | None = None) 
         "swapped": swapped,
         "other": (surplus == 0) & ~exact & ~swapped,
     }
-    columns = torch.stack([*shares.values(), torch.ones_like(exact)], dim=1).double().numpy()
-    num_groups, totals, resampled = resample(columns, groups)
     return Audit(
-        len(counts),
-        num_groups,
-        **{
-            name: interval(totals[i] / totals[-1], resampled[:, i] / resampled[:, -1], len(counts))
-            for i, name in enumerate(shares)
-        },
+        num_pictures=len(counts),
+        num_conditions=len(counts) if groups is None else len(groups.unique()),
+        **{name: share(part, torch.ones(len(counts)), groups) for name, part in shares.items()},
     )
+
+
+def list_objects(counts: Tensor) -> list[tuple[str, ...]]:
+    """Return the objects of each row of counts (B, 24), a label as often as it is there."""
+    return [
+        tuple(label for label, count in zip(LABELS, row, strict=True) for _ in range(count))
+        for row in counts.long().tolist()
+    ]
 
 
 class _Block(nn.Module):

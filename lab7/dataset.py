@@ -84,6 +84,12 @@ def named_conditions(name: str, root: str | Path | None = None) -> list[tuple[st
     return conditions
 
 
+def cache_folder() -> Path:
+    """Return where things are kept that take long to compute: `LAB7_CACHE`, else the user's."""
+    cache = os.environ.get("LAB7_CACHE") or platformdirs.user_cache_dir("lab7", appauthor=False)
+    return Path(cache)
+
+
 def is_course(root: str | Path | None = None) -> bool:
     """Return whether a data folder, see `resolve_root`, holds the course's pictures."""
     return (resolve_root(root) / "iclevr").is_dir()
@@ -207,9 +213,7 @@ def _load_pictures(root: Path, names: list[str]) -> torch.Tensor:
         source, decode = root / "pictures.zip", decode_pack
         parts = [source.read_bytes()]
     key = hashlib.sha256(b"\n".join([_CACHE_FORMAT, "\n".join(names).encode(), *parts]))
-    cache = Path(
-        os.environ.get("LAB7_CACHE") or platformdirs.user_cache_dir("lab7", appauthor=False)
-    )
+    cache = cache_folder()
     path = cache / f"pictures-{key.hexdigest()[:32]}.bin"
     images = _map_cache(path, len(names))
     if images is None:

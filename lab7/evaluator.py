@@ -32,11 +32,16 @@ _Z = 1.959964  # 97.5 % quantile of the normal distribution
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval; a single value has no interval."""
+    """A value with its 95 % interval; a single value has no interval.
+
+    A share also says what it is made of: `hits` of `total`.
+    """
 
     value: float
     low: float | None
     high: float | None
+    hits: int | None = None
+    total: int | None = None
 
 
 @dataclass(frozen=True)
@@ -208,56 +213,57 @@ def compute_scores(
     Raises:
         ValueError: Other shapes, or no label at all.
     """
-    counts = _count(probabilities, labels)
-    num_pictures = len(labels)
-    num_groups, totals, resampled = resample(np.stack(list(counts.values()), axis=1), groups)
-    values, samples = _ratios(totals, counts), _ratios(resampled, counts)
+    count = _count(probabilities, labels)
+    pairs = {
+        "top_k": (count["hits"], count["labels"]),
+        "exact_set": (count["exact"], np.ones(len(labels))),
+        "precision": (count["right"], count["seen"]),
+        "recall": (count["right"], count["labels"]),
+        "f1": (2 * count["right"], count["seen"] + count["labels"]),
+    }
     return Scores(
-        num_pictures=num_pictures,
-        num_conditions=num_groups,
-        num_labels=int(counts["labels"].sum()),
-        **{name: interval(values[name], samples[name], num_pictures) for name in values},
+        num_pictures=len(labels),
+        num_conditions=len(labels) if groups is None else len(np.unique(groups)),
+        num_labels=int(count["labels"].sum()),
+        **{name: share(*pair, groups) for name, pair in pairs.items()},
     )
 
 
-def resample(
-    columns: np.ndarray, groups: torch.Tensor | None = None
-) -> tuple[int, np.ndarray, np.ndarray]:
-    """Draw the bootstrap's samples of sums over pictures.
+def share(
+    above: np.ndarray | torch.Tensor,
+    below: np.ndarray | torch.Tensor,
+    groups: torch.Tensor | None = None,
+) -> Estimate:
+    """Estimate a ratio of two sums over pictures; see `compute_scores` for its interval.
 
     Args:
-        columns: (B, C), what is summed: a row a picture.
-        groups: (B,) integers; pictures with the same number are drawn together. None: every
+        above: (B,), what each picture adds to the sum above the line.
+        below: (B,), and to that below; 0 / 0 counts as 0.
+        groups: (B,) integers; pictures with the same number are resampled together. None: every
             picture by itself.
 
-    Returns:
-        How many groups there are, the sums (C,), and those of 2,000 samples, (2000, C).
+    Raises:
+        ValueError: `groups` of another shape.
     """
-    count = len(columns)
-    groups = torch.arange(count) if groups is None else torch.as_tensor(groups).cpu()
+    count = len(above)
+    columns = np.stack([np.asarray(above), np.asarray(below)], axis=1).astype(float)
+    groups = np.arange(count) if groups is None else torch.as_tensor(groups).cpu().numpy()
     if groups.shape != (count,):
-        raise ValueError(f"groups must be ({count},), not {tuple(groups.shape)}")
-    names, rows = np.unique(groups.numpy(), return_inverse=True)
-    totals = np.zeros((len(names), columns.shape[1]))
+        raise ValueError(f"groups must be ({count},), not {groups.shape}")
+    names, rows = np.unique(groups, return_inverse=True)
+    totals = np.zeros((len(names), 2))
     np.add.at(totals, rows, columns)
     rng = np.random.default_rng(0)
     draws = (rng.integers(len(names), size=len(names)) for _ in range(_RESAMPLES))
-    resampled = [np.bincount(draw, minlength=len(names)) @ totals for draw in draws]
-    return len(names), totals.sum(0), np.array(resampled)
-
-
-def interval(value: float, samples: np.ndarray, num_pictures: int) -> Estimate:
-    """Return a score with the 95 % interval that its values in the bootstrap's samples (R,) give.
-
-    A score of 0 or 1 has Wilson's.
-    """
-    low, high = np.percentile(samples, (2.5, 97.5))
-    margin = _Z**2 / (num_pictures + _Z**2)
+    sums = np.array([np.bincount(draw, minlength=len(names)) @ totals for draw in draws])
+    low, high = np.percentile(sums[:, 0] / np.maximum(sums[:, 1], 1), (2.5, 97.5))
+    hits, total = columns.sum(0)
+    value, margin = hits / max(total, 1), _Z**2 / (count + _Z**2)
     if value == 1:
         low, high = 1 - margin, 1.0
     elif value == 0:
         low, high = 0.0, margin
-    return Estimate(float(value), float(low), float(high))
+    return Estimate(float(value), float(low), float(high), round(hits), round(total))
 
 
 def default_weights(root: str | Path | None = None) -> Path:
@@ -285,25 +291,8 @@ def _count(probabilities: torch.Tensor, labels: torch.Tensor) -> dict[str, np.nd
         "seen": seen.sum(1),
         "right": (seen & wanted).sum(1),
         "exact": (seen == wanted).all(1),
-        "pictures": torch.ones(len(labels)),
     }
     return {name: count.double().numpy() for name, count in counts.items()}
-
-
-def _ratios(totals: np.ndarray, names: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the scores that totals (…, 6) of the counts give, each (…,)."""
-    total = dict(zip(names, np.moveaxis(totals, -1, 0), strict=True))
-    pairs = {
-        "top_k": (total["hits"], total["labels"]),
-        "exact_set": (total["exact"], total["pictures"]),
-        "precision": (total["right"], total["seen"]),
-        "recall": (total["right"], total["labels"]),
-        "f1": (2 * total["right"], total["seen"] + total["labels"]),
-    }
-    return {
-        name: above / np.maximum(below, 1)  # nothing seen: a precision of 0
-        for name, (above, below) in pairs.items()
-    }
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:

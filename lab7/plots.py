@@ -8,6 +8,7 @@ color-blind readers can tell apart; where an object's own color is shown, its na
 
 import functools
 import io
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,8 +124,9 @@ def picture_grid(
     Args:
         images: (N, 3, 64, 64), float in [-1, 1] or uint8; tensor or array.
         captions: For each picture its labels, or one text.
-        seen: For each picture the labels that the evaluator sees. Labels of the caption that it
-            does not see get a cross, others that it sees are added with a plus; both in orange.
+        seen: For each picture the labels that a judge sees, an object that stands twice twice.
+            Labels of the caption that it does not see get a cross, others that it sees are added
+            with a plus; both in orange.
         columns: Pictures a row.
     """
     pictures = _to_array(images)
@@ -452,8 +454,11 @@ def _draw_bars(axes: Axes, values: Sequence[float], numbers: bool) -> None:
 
 
 def _judged(wanted: Sequence[str], seen: Sequence[str]) -> list[str]:
-    missing = [label if label in seen else f"✗ {label}" for label in wanted]
-    return missing + [f"+ {label}" for label in seen if label not in wanted]
+    left, lines = Counter(seen), []
+    for label in wanted:
+        lines.append(label if left[label] else f"✗ {label}")
+        left[label] -= 1
+    return lines + [f"+ {label}" for label in left.elements()]
 
 
 def _interval_dots(

@@ -1,5 +1,6 @@
 """Scores of a generator: pictures drawn for conditions, judged by the evaluator."""
 
+import dataclasses
 import functools
 import shutil
 from collections.abc import Sequence
@@ -9,8 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lab7.auditor import Auditor, compute_audit, list_objects
 from lab7.dataset import SCORED, is_course
-from lab7.evaluator import THRESHOLD, Evaluator, compute_scores, exact_set_accuracy, top_k_accuracy
+from lab7.evaluator import (
+    THRESHOLD,
+    Estimate,
+    Evaluator,
+    compute_scores,
+    exact_set_accuracy,
+    top_k_accuracy,
+)
+from lab7.fidelity import RealPictures
 from lab7.files import require_writable, write_atomically
 from lab7.labels import decode, encode, read_json
 from lab7.pipeline import ConditionalDDPMPipeline, save_pipeline
@@ -19,6 +29,7 @@ from lab7.sampling import denoising_frames, to_grid
 from lab7.schedulers import convert_scheduler, scheduler_name
 
 Conditions = Sequence[Sequence[str]]
+_WORDS = {"num_pictures": "pictures", "num_conditions": "conditions", "top_k": "top-k", "f1": "F1"}
 
 
 def score_pipeline(
@@ -80,18 +91,79 @@ def score_pipeline(
     return metrics, images
 
 
+def audit_pictures(
+    images: Tensor, conditions: Conditions, auditor: Auditor, real: RealPictures
+) -> dict[str, Any]:
+    """Say what the auditor makes of pictures.
+
+    Args:
+        images: (R·N, 3, 64, 64), R pictures of each condition, repetition by repetition.
+        conditions: N lists of labels.
+        auditor: Counts the objects.
+        real: The training pictures.
+
+    Returns:
+        "audit": what became of the pictures; "fidelity": how near they are to real ones; and
+        "counted": the objects in each picture, a label as often as it is there.
+    """
+    repetitions = len(images) // len(conditions)
+    labels = encode(conditions).repeat(repetitions, 1)
+    groups = torch.arange(len(conditions)).repeat(repetitions)
+    counts = auditor.count(images)
+    return {
+        "audit": compute_audit(counts, labels, groups),
+        "fidelity": real.compare(images, labels, groups),
+        "counted": list_objects(counts),
+    }
+
+
+def score_table(sets: dict[str, dict[str, Any]]) -> str:
+    """Write scores as a table, a column a set of conditions.
+
+    Args:
+        sets: By name, metrics with "scores", "audit" and "fidelity".
+    """
+    first = next(iter(sets.values()))
+    rows = [["", *sets]]
+    for name in ("num_pictures", "num_conditions"):
+        rows.append([_WORDS[name], *(str(getattr(m["scores"], name)) for m in sets.values())])
+    for part in ("scores", "audit", "fidelity"):
+        for field in dataclasses.fields(first[part]):
+            if not field.name.startswith("num_"):
+                cells = [_cell(getattr(metrics[part], field.name)) for metrics in sets.values()]
+                rows.append([_WORDS.get(field.name, field.name.replace("_", " ")), *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _cell(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "–"
+    text = f"{estimate.value:.4f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+    return text if estimate.hits is None else f"{text} {estimate.hits}/{estimate.total}"
+
+
+def failed_pictures(conditions: Conditions, counted: Conditions) -> list[int]:
+    """Return the rows of pictures, repetition by repetition, that are not exactly as asked."""
+    return [
+        row
+        for row, objects in enumerate(counted)
+        if sorted(objects) != sorted(conditions[row % len(conditions)])
+    ]
+
+
 def record_generator(
     name: str,
     pipeline: ConditionalDDPMPipeline,
     evaluator: Evaluator,
-    condition_sets: dict[str, Conditions],
-    repetitions: int,
+    scored: dict[str, tuple[dict[str, Any], Tensor]],
     checkpoint: Path,
     root: Path = RESULTS_DIR,
     data: Path | None = None,
     **settings: Any,
-) -> dict[str, Any]:
-    """Score a generator on each set of conditions and write it all down.
+) -> Path:
+    """Write down what a generator scored.
 
     Beside config.json and metrics.json the record gets the grids of `test` and `new_test` (the
     first repetition) and the denoising row. Its "course" says whether the pictures and the
@@ -101,8 +173,8 @@ def record_generator(
         name: Of the record.
         pipeline: The generator.
         evaluator: The judge.
-        condition_sets: Lists of conditions by name.
-        repetitions: Pictures of each condition.
+        scored: By name of a set of conditions what `score_pipeline` returned for it; to its metrics
+            those of `audit_pictures` may be added.
         checkpoint: Folder that the pipeline was loaded from; where it lies in the folder of a
             training run, the record gets the run's configuration and log.
         root: Folder of the records.
@@ -110,33 +182,26 @@ def record_generator(
         settings: Of sampling, see `score_pipeline`.
 
     Returns:
-        The metrics, by name of the set.
+        The record's folder.
 
     Raises:
-        ValueError: The generator was trained on the course's pictures and the conditions are not
-            of the course, or the other way round.
+        ValueError: See `require_same_pictures`.
     """
-    require_writable(root / name)
     course_judge = evaluator.path is not None and evaluator.path.suffix == ".pth"
     metrics = {"course": {"pictures": is_course(data), "evaluator": course_judge}}
     run, config, grids = checkpoint.parent, {}, {}
     trained_here = (run / "log.jsonl").exists()
     if trained_here:
+        require_same_pictures(checkpoint, data)
         where = read_json(run / "environment.json")
-        if where.get("course_pictures", False) != is_course(data):
-            raise ValueError(
-                f"{run} was trained on other pictures than the conditions are for: give evaluate "
-                "the same --data or LAB7_DATA as train"
-            )
         config = read_json(run / "config.json")
         metrics["training"] = training_summary(read_log(run / "log.jsonl"), pipeline)
         metrics["training"] |= {key: where[key] for key in ("machine", "date", "git_commit")}
-    for key, conditions in condition_sets.items():
-        metrics[key], images = score_pipeline(
-            pipeline, evaluator, conditions, repetitions, **settings
-        )
+    for key, (found, images) in scored.items():
+        first = len(found["seen"])  # pictures of the first repetition
+        metrics[key] = found | {"counted": found.get("counted", [])[:first]}
         if key in SCORED:
-            grids[key] = to_grid(images[: len(conditions)])
+            grids[key] = to_grid(images[:first])
     frames = denoising_frames(pipeline, **settings)
     grids["denoising"] = to_grid(frames, columns=len(frames))
     folder = write_record(name, config, metrics, root, weights=checkpoint)
@@ -144,7 +209,23 @@ def record_generator(
         write_atomically(folder / f"{key}.png", lambda file, s=sheet: s.save(file, "PNG"))
     if trained_here:
         shutil.copy(run / "log.jsonl", folder / "log.jsonl")
-    return metrics
+    return folder
+
+
+def require_same_pictures(checkpoint: Path, data: Path | None) -> None:
+    """Check that a training run in this project drew on the pictures that `data` holds.
+
+    Raises:
+        ValueError: The generator was trained on the course's pictures and the conditions are not
+            of the course, or the other way round.
+    """
+    where = checkpoint.parent / "environment.json"
+    trained_on = read_json(where) if where.exists() else {}
+    if trained_on and trained_on.get("course_pictures", False) != is_course(data):
+        raise ValueError(
+            f"{checkpoint.parent} was trained on other pictures than the conditions are for: give "
+            "evaluate the same --data or LAB7_DATA as train"
+        )
 
 
 def training_summary(log: list[dict], pipeline: ConditionalDDPMPipeline) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -68,37 +69,51 @@ def test_sample_draws_labels_given_as_text(run, tiny, tmp_path):
     assert summary["conditions"] == [["red cube", "blue cylinder"]]
 
 
-def test_sample_draws_a_condition_file_and_evaluate_scores_it(run, tiny, weights, tmp_path):
+def test_sample_draws_a_condition_file_and_evaluate_scores_it(
+    run, tiny, weights, tmp_path, embedded_root
+):
     conditions = tmp_path / "mine.json"
     conditions.write_text('[["red cube"], ["gray sphere", "cyan cube"]]')
     out = tmp_path / "images" / "test"
     assert run("sample", "--conditions", conditions, "--out", out, *tiny)[0] == 0
     summary = json.loads((out / "samples.json").read_text())
     given = ["--images", out, "--conditions", conditions, "--evaluator", weights]
+    given += ["--data", embedded_root, "--failures", tmp_path / "failures"]
     code, printed, _ = run("evaluate", *given)
     assert code == 0
     assert f"{summary['scores']['top_k']['value']:.4f}" in printed
 
 
-def test_evaluate_prints_a_row_for_each_set(run, tiny, tmp_path):
+def test_evaluate_prints_a_table_and_shows_failures(run, tiny, tmp_path, embedded_root):
     conditions = tmp_path / "mine.json"
     conditions.write_text('[["red cube"], ["gray sphere", "cyan cube"]]')
-    code, out, _ = run("evaluate", "--conditions", conditions, "--repetitions", 2, *tiny)
+    given = ["--conditions", conditions, "--data", embedded_root, "--failures", tmp_path / "f"]
+    code, out, _ = run("evaluate", "--repetitions", 2, *given, *tiny)
     assert code == 0
-    header, row = out.strip().splitlines()
-    assert "exact_set" in header and row.split()[:2] == ["mine", "4"]
+    rows = {line.split("  ")[0]: line for line in out.splitlines()}
+    assert rows["pictures"].split() == ["pictures", "4"]
+    assert rows["conditions"].split() == ["conditions", "2"]
+    shares = ("top-k", "exact set", "precision", "recall", "F1")
+    for name in (*shares, "exact scene", "extra", "missing", "swapped", "other"):
+        assert re.search(r"\d\.\d{4} \[\d\.\d{3}, \d\.\d{3}\] \d+/\d+$", rows[name]), name
+    assert "kernel distance" in rows and "nearest distance" in rows
+    assert "4 pictures of mine failed" in out and (tmp_path / "f" / "mine.png").exists()
 
 
-def test_evaluate_and_sweep_write_records(run, tiny, tmp_path, monkeypatch):
+def test_evaluate_and_sweep_write_records(run, tiny, tmp_path, monkeypatch, embedded_root):
     short = {name: [("red cube",), ("gray sphere", "cyan cube")] for name in CONDITION_FILES}
     monkeypatch.setattr("lab7.__main__._conditions", short.get)
-    given = ["--repetitions", 1, "--results", tmp_path, *tiny]
-    code, out, _ = run("evaluate", "--record", "mine", *given)
-    assert code == 0 and [row.split()[0] for row in out.splitlines()[1:]] == [*CONDITION_FILES]
-    assert read_record("mine", tmp_path).get("test.scores.num_pictures") == 2
+    given = ["--repetitions", 1, "--results", tmp_path, "--data", embedded_root, *tiny]
+    code, out, _ = run("evaluate", "--record", "mine", "--failures", tmp_path / "f", *given)
+    assert code == 0 and out.splitlines()[0].split() == [*CONDITION_FILES]
+    record = read_record("mine", tmp_path)
+    assert record.get("test.scores.num_pictures") == record.get("test.audit.num_pictures") == 2
+    assert len(record.get("test.counted")) == 2
+    assert record.get("test.fidelity.nearest_distance.value") > 0
     code, out, _ = run("sweep", "--guidance", 1, 2, "--steps", 1, "--schedulers", "ddim", *given)
     record = read_record("sweep", tmp_path)
     assert code == 0 and out.splitlines()[-1] == f"best guidance {record.get('best_guidance'):g}"
+    assert "audit" not in record.metrics["guidance"][0], "the auditor has no part in choices"
 
 
 def test_train_runs_resumes_and_saves(run, embedded_root, tmp_path):
@@ -119,7 +134,9 @@ def test_the_courses_folder_serves_every_command(run, course_root, tmp_path, mon
     given = ["--conditions", "test", "--checkpoint", mine / "pipeline"]
     assert run("sample", *given, "--out", out)[0] == 0
     assert json.loads((out / "samples.json").read_text())["conditions"][0] == ["red cube"]
-    code, printed, _ = run("evaluate", "--images", out, "--conditions", "test")
+    code, printed, _ = run(
+        "evaluate", "--images", out, "--conditions", "test", "--failures", tmp_path / "failures"
+    )
     wanted = Evaluator(network).eval(
         load_images(out), encode(load_conditions(course_root / "test.json"))
     )
@@ -140,7 +157,7 @@ def course_work(tmp_path_factory):
         for command in (
             ["train", "smoke", "--output", mine, "--data", course],
             ["sweep", *checkpoint, *brief.split()],
-            ["evaluate", "--record", "ours", "--repetitions", 1, *checkpoint],
+            ["evaluate", "--record", "ours", "--repetitions", 1, "--failures", root, *checkpoint],
         ):
             patch.setattr("sys.argv", ["lab7", *map(str, command)])
             main()

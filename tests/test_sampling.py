@@ -14,7 +14,7 @@ from lab7.plots import split_grid
 from lab7.results import file_hash, read_record
 from lab7.sampling import denoising_frames, to_grid, write_samples
 from lab7.schedulers import scheduler_name
-from lab7.scoring import record_generator, record_sweep, score_pipeline
+from lab7.scoring import failed_pictures, record_generator, record_sweep, score_pipeline
 
 CONDITIONS = [("red cube",), ("blue sphere", "gray cylinder"), ("cyan cube", "cyan sphere")]
 
@@ -107,7 +107,8 @@ def test_record_generator_keeps_scores_pictures_and_log(
     row = {"step": 4, "images": 16, "loss": 0.5, "seconds": 2.0}
     (run / "log.jsonl").write_text(json.dumps(row) + "\n")
     sets = {"test": CONDITIONS, "valid": CONDITIONS[:2]}
-    record_generator("mine", pipeline, evaluator, sets, 1, run / "pipeline", tmp_path / "results")
+    scored = {name: score_pipeline(pipeline, evaluator, rows, 1) for name, rows in sets.items()}
+    record_generator("mine", pipeline, evaluator, scored, run / "pipeline", tmp_path / "results")
     folder = tmp_path / "results" / "mine"
     names = {"config.json", "metrics.json", "log.jsonl", "test.png", "denoising.png"}
     assert {path.name for path in folder.iterdir()} == names
@@ -117,6 +118,12 @@ def test_record_generator_keeps_scores_pictures_and_log(
     assert metrics["training"]["date"] == "2026-01-01" and "python" not in metrics["training"]
     assert metrics["test"]["scores"]["num_pictures"] == 3
     assert len(metrics["environment"]["weights_sha256"]) == 64
+
+
+def test_failed_pictures_are_those_not_exactly_as_asked():
+    conditions = [("red cube", "gray cube"), ("cyan cube",)]
+    counted = [("gray cube", "red cube"), ("cyan cube", "cyan cube"), ("red cube",), ("cyan cube",)]
+    assert failed_pictures(conditions, counted) == [1, 2]
 
 
 def test_record_sweep_tries_the_rest_at_the_best_guidance(

@@ -1,0 +1,158 @@
+"""Distances between sets of pictures, which show poor variety, foreign looks, and copies.
+
+Labels cannot tell whether a generator draws one picture a label, pictures of another kind, or
+copies of those it was trained on. Distances between what the auditor's network sees in pictures
+(`Auditor.features`) can.
+"""
+
+import contextlib
+import hashlib
+import zlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lab7.auditor import Auditor
+from lab7.dataset import ICLEVRDataset, cache_folder
+from lab7.evaluator import Estimate, share
+from lab7.files import write_atomically
+
+_GROUPS = 100  # of the jackknife, where pictures have no conditions in common
+_REAL_PICTURES = 2000  # that a set is compared with
+_Z = 1.959964  # 97.5 % quantile of the normal distribution
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How near pictures are to those of the training.
+
+    `kernel_distance` compares them, as a set, with training pictures of as many objects; None
+    where training has none, or for fewer than three conditions. `nearest_distance` is the mean
+    distance of a picture to the nearest training picture: much lower than among training pictures
+    themselves means copies.
+    """
+
+    kernel_distance: Estimate | None
+    nearest_distance: Estimate
+
+
+class RealPictures:
+    """What the auditor sees in the training pictures; computed once and kept in the cache.
+
+    Args:
+        auditor: Whose features are used.
+        dataset: The training pictures.
+    """
+
+    def __init__(self, auditor: Auditor, dataset: ICLEVRDataset):
+        self.auditor = auditor
+        self.sizes = dataset.conditions.sum(1).long()
+        self.features = _cached_features(auditor, dataset.images)
+
+    def compare(self, images: Tensor, labels: Tensor, groups: Tensor | None = None) -> Fidelity:
+        """Say how near pictures (B, 3, 64, 64), asked to show labels (B, 24), are to these."""
+        features = self.auditor.features(images)
+        nearest = nearest_distances(features, self.features)
+        like = self._of_sizes(labels.sum(1).long())
+        estimate = share(nearest, torch.ones(len(nearest)), groups)
+        comparable = len(images if groups is None else groups.unique()) > 2 and len(like) > 1
+        return Fidelity(
+            kernel_distance(features, self.features[like], groups) if comparable else None,
+            replace(estimate, hits=None, total=None),
+        )
+
+    def _of_sizes(self, sizes: Tensor) -> Tensor:
+        """Draw rows whose numbers of objects are spread as `sizes`, always the same."""
+        generator = torch.Generator().manual_seed(0)
+        rows = []
+        for size, count in zip(*sizes.unique(return_counts=True), strict=True):
+            there = (self.sizes == size).nonzero()[:, 0]
+            wanted = round(_REAL_PICTURES * int(count) / len(sizes))
+            if len(there) == 0:
+                return there
+            rows.append(there[torch.randperm(len(there), generator=generator)[:wanted]])
+        return torch.cat(rows)
+
+
+def kernel_distance(x: Tensor, y: Tensor, groups: Tensor | None = None) -> Estimate:
+    """Estimate the kernel distance (KID) of two sets of pictures from their features.
+
+    The squared maximum mean discrepancy with the kernel (a·b/d + 1)³, without bias, so that it is 0
+    on average, and may be below, for two sets of the same kind (Bińkowski et al., “Demystifying MMD
+    GANs”, 2018, eq. 4). The interval is the jackknife's over groups of x; y counts as given.
+
+    Args:
+        x: (N, d), of the pictures that are judged.
+        y: (M, d), of real pictures.
+        groups: (N,) integers; pictures with the same number share a condition and are left out
+            together. None: up to 100 groups of neighbors.
+
+    Raises:
+        ValueError: Fewer than three groups, or fewer than two pictures in y.
+    """
+    if groups is None:
+        groups = torch.arange(len(x)) * min(_GROUPS, len(x)) // max(1, len(x))
+    _, rows = torch.as_tensor(groups).unique(return_inverse=True)
+    count = int(rows.max()) + 1 if len(rows) else 0
+    if count < 3 or len(y) < 2:
+        raise ValueError(
+            f"a kernel distance needs three groups and two real pictures, not {count} and {len(y)}"
+        )
+    x, y = x.double(), y.double()
+    within_y = _kernel(y, y).fill_diagonal_(0).sum() / (len(y) * (len(y) - 1))
+    within, across = _kernel(x, x).fill_diagonal_(0), _kernel(x, y).mean(1)
+    member = torch.nn.functional.one_hot(rows, count).double()
+    sizes = len(x) - member.sum(0)  # without a group, as all that follows but the value
+    pairs = within.sum() - 2 * member.T @ within.sum(1) + (member * (within @ member)).sum(0)
+    others = pairs / (sizes * (sizes - 1)) - 2 * (across.sum() - member.T @ across) / sizes
+    whole = within.sum() / (len(x) * (len(x) - 1)) - 2 * across.mean()
+    error = ((count - 1) / count * (others - others.mean()).square().sum()).sqrt()
+    value, margin = float(whole + within_y), _Z * float(error)
+    return Estimate(value, value - margin, value + margin)
+
+
+def nearest_distances(x: Tensor, y: Tensor, apart: Tensor | None = None) -> Tensor:
+    """Return how far each of x (N, d) is from the nearest of y (M, d), as (N,).
+
+    Args:
+        x: Features of the pictures that are judged.
+        y: Features of the pictures that may have been copied.
+        apart: (N, M) bool, pairs that do not count; None counts all.
+    """
+    parts = []
+    for start in range(0, len(x), 512):
+        # Exact: the faster way by matrix products would find copies at a distance above 0.
+        distances = torch.cdist(
+            x[start : start + 512], y, compute_mode="donot_use_mm_for_euclid_dist"
+        )
+        if apart is not None:
+            distances[apart[start : start + 512]] = torch.inf
+        parts.append(distances.min(1).values)
+    return torch.cat(parts)
+
+
+def _cached_features(auditor: Auditor, images: Tensor) -> Tensor:
+    """Return the features of pictures (N, 3, 64, 64) uint8, from the cache where it has them."""
+    key = hashlib.sha256()
+    for weight in auditor.network.state_dict().values():
+        key.update(weight.cpu().contiguous().numpy())
+    key.update(zlib.crc32(images.contiguous().numpy()).to_bytes(4, "little"))
+    path = cache_folder() / f"features-{key.hexdigest()[:32]}.npy"
+    try:
+        features = torch.from_numpy(np.load(path))
+        if len(features) == len(images):
+            return features
+    except (OSError, ValueError):
+        pass
+    batches = tqdm(images.split(512), "looking at the training pictures", disable=None, leave=False)
+    features = torch.cat([auditor.features(batch) for batch in batches])
+    with contextlib.suppress(OSError):  # without a cache it is computed again next time
+        write_atomically(path, lambda file: np.save(file, features.numpy()))
+    return features
+
+
+def _kernel(a: Tensor, b: Tensor) -> Tensor:
+    return (a @ b.T / a.shape[1] + 1) ** 3
