@@ -176,14 +176,13 @@ def evaluate(
     from lab7.evaluator import Evaluator
     from lab7.fidelity import RealPictures
     from lab7.files import require_writable
-    from lab7.labels import encode
     from lab7.pipeline import load_pipeline
     from lab7.scoring import (
-        audit_pictures,
         record_generator,
         require_same_pictures,
         score_pipeline,
         score_table,
+        scores,
     )
 
     judge, auditor = Evaluator.load(evaluator, device, data), Auditor.load(device=device)
@@ -196,19 +195,17 @@ def evaluate(
         require_same_pictures(checkpoint, data)
     names = [conditions] if conditions else CONDITION_FILES if record else SCORED
     sets = {Path(name).stem: _conditions(name, data) for name in names}
-    dataset, scored = ICLEVRDataset(data), {}
+    real, scored = RealPictures(auditor, ICLEVRDataset(data)), {}
     if images is not None:
         ((name, wanted),) = sets.items()
-        pictures = load_images(images, len(wanted))
-        scored[name] = {"scores": judge.scores(pictures, encode(wanted))}, pictures
+        scored[name] = {}, load_images(images, len(wanted))
     else:
         pipeline = load_pipeline(checkpoint, device, scheduler)
         settings = {"num_inference_steps": steps, "guidance_scale": guidance}
         for name, wanted in sets.items():
             scored[name] = score_pipeline(pipeline, judge, wanted, repetitions, **settings)
-    real = RealPictures(auditor, dataset)
     for name, (metrics, pictures) in scored.items():
-        metrics |= audit_pictures(pictures, sets[name], auditor, real)
+        metrics |= scores(pictures, sets[name], judge, auditor, real)
     print(score_table({name: metrics for name, (metrics, _) in scored.items()}))
     for name, (metrics, pictures) in scored.items():
         _show_failures(name, sets[name], metrics["counted"], pictures, failures)
@@ -349,6 +346,47 @@ def train_auditor(
     auditor_training.train_on_renders(renders, output, epochs, device)
 
 
+def examine(
+    renders: Path = ROOT / "runs" / "auditor",
+    evaluator: Path | None = None,
+    data: Path | None = None,
+    record: str = "judges",
+    results: Path = RESULTS,
+    device: str | None = None,
+) -> None:
+    """Measure how far evaluator and auditor can be trusted, on renders that neither has seen.
+
+    Args:
+        renders: Folder that `render auditor` wrote; its last pictures are used.
+        evaluator: Weights of the judge; by default checkpoint.pth of DATA, else ours.
+        data: The course's folder; by default $LAB7_DATA, else the embedded set.
+        record: Name of the record.
+        results: Folder of the records.
+        device: cuda, mps or cpu; by default the best there is.
+    """
+    from lab7.auditor import Auditor
+    from lab7.dataset import ICLEVRDataset
+    from lab7.evaluator import Evaluator
+    from lab7.examination import FOOLED_SCORES, examine_renders
+
+    found = examine_renders(
+        Evaluator.load(evaluator, device, data),
+        Auditor.load(device=device),
+        renders,
+        ICLEVRDataset(data),
+        record,
+        results,
+    )
+    raw, scaled = (found["calibration"][key] for key in ("raw", "scaled"))
+    print(
+        f"calibration error {raw['error']:.4f} over {raw['num_outputs']} unsure outputs; "
+        f"{scaled['error']:.4f} at temperature {found['calibration']['temperature']:.2f}"
+    )
+    for name, row in found["fooled"].items():
+        figures = (f"{key.replace('_', ' ')} {row[key].value:.4f}" for key in FOOLED_SCORES)
+        print(f"{name:12s}  {row['num_pictures']:5d} pictures  {'  '.join(figures)}")
+
+
 def report(
     output: Path = ROOT / "build" / "report", results: Path = RESULTS, data: Path | None = None
 ) -> None:
@@ -468,6 +506,7 @@ def main() -> None:
         sweep,
         train_evaluator,
         train_auditor,
+        examine,
     ]
     app = tyro.extras.SubcommandApp()
     for command in commands:

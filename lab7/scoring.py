@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lab7.evaluator import (
     Evaluator,
     compute_scores,
     exact_set_accuracy,
+    share,
     top_k_accuracy,
 )
 from lab7.fidelity import RealPictures
@@ -29,7 +31,24 @@ from lab7.sampling import denoising_frames, to_grid
 from lab7.schedulers import convert_scheduler, scheduler_name
 
 Conditions = Sequence[Sequence[str]]
+PARTS = ("scores", "audit", "agreement", "fidelity")  # of what `scores` returns
 _WORDS = {"num_pictures": "pictures", "num_conditions": "conditions", "top_k": "top-k", "f1": "F1"}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How often evaluator and auditor say the same of pictures.
+
+    `same_labels`: both see the same labels, whatever their number. The four others share out all
+    pictures by who finds exactly what was asked for: the evaluator its labels and no other, the
+    auditor each just once.
+    """
+
+    same_labels: Estimate
+    both_right: Estimate
+    evaluator_alone: Estimate
+    auditor_alone: Estimate
+    both_wrong: Estimate
 
 
 def score_pipeline(
@@ -61,7 +80,7 @@ def score_pipeline(
         The scores with their settings, and the pictures (R·N, 3, 64, 64) in [-1, 1], repetition
         by repetition. In "scores" all repetitions are pooled, with intervals over conditions;
         "top_k" and "exact_set" are means over repetitions with intervals over those. "seen" lists
-        the labels that pass the threshold in each picture of the first repetition.
+        the labels that pass the threshold in each picture.
     """
     if repetitions < 1:
         raise ValueError(f"repetitions {repetitions} must be at least 1")
@@ -86,48 +105,83 @@ def score_pipeline(
         "exact_set": aggregate(exact_set),
         "top_k_per_repetition": top_k,
         "exact_set_per_repetition": exact_set,
-        "seen": decode(probabilities[:count] >= THRESHOLD),
+        "seen": decode(probabilities >= THRESHOLD),
     }
     return metrics, images
 
 
-def audit_pictures(
-    images: Tensor, conditions: Conditions, auditor: Auditor, real: RealPictures
+def scores(
+    images: Tensor,
+    conditions: Conditions,
+    evaluator: Evaluator,
+    auditor: Auditor,
+    real: RealPictures | None = None,
 ) -> dict[str, Any]:
-    """Say what the auditor makes of pictures.
+    """Say all that both judges make of pictures.
 
     Args:
         images: (R·N, 3, 64, 64), R pictures of each condition, repetition by repetition.
         conditions: N lists of labels.
+        evaluator: Scores the labels.
         auditor: Counts the objects.
-        real: The training pictures.
+        real: The training pictures, to compare these with.
 
     Returns:
-        "audit": what became of the pictures; "fidelity": how near they are to real ones; and
-        "counted": the objects in each picture, a label as often as it is there.
+        "scores" and "seen", the labels that pass the threshold in each picture, by the evaluator;
+        "audit" and "counted", the objects in each picture, by the auditor; "agreement" of both,
+        see `compare_judges`; and with `real` "fidelity".
+
+    Raises:
+        ValueError: The number of pictures is no multiple of the number of conditions.
     """
-    repetitions = len(images) // len(conditions)
+    repetitions, rest = divmod(len(images), len(conditions))
+    if rest or not repetitions:
+        raise ValueError(f"{len(images)} pictures do not fit {len(conditions)} conditions")
     labels = encode(conditions).repeat(repetitions, 1)
     groups = torch.arange(len(conditions)).repeat(repetitions)
-    counts = auditor.count(images)
-    return {
+    probabilities, counts = evaluator.predict(images), auditor.count(images)
+    found = {
+        "scores": compute_scores(probabilities, labels, groups),
         "audit": compute_audit(counts, labels, groups),
-        "fidelity": real.compare(images, labels, groups),
+        "agreement": compare_judges(probabilities >= THRESHOLD, counts, labels, groups),
+        "seen": decode(probabilities >= THRESHOLD),
         "counted": list_objects(counts),
     }
+    return found if real is None else found | {"fidelity": real.compare(images, labels, groups)}
+
+
+def compare_judges(seen: Tensor, counts: Tensor, labels: Tensor, groups: Tensor) -> Agreement:
+    """Count how often evaluator and auditor say the same of pictures.
+
+    Args:
+        seen: (B, 24) bool, the labels that the evaluator sees.
+        counts: (B, 24), how often the auditor finds each.
+        labels: (B, 24) multi-hot, those asked for.
+        groups: (B,), see `compute_scores`.
+    """
+    ones, wanted = torch.ones(len(seen)), labels > THRESHOLD
+    right, exact = (seen == wanted).all(1), (counts == wanted.long()).all(1)
+    shares = {
+        "same_labels": (seen == (counts > 0)).all(1),
+        "both_right": right & exact,
+        "evaluator_alone": right & ~exact,
+        "auditor_alone": exact & ~right,
+        "both_wrong": ~right & ~exact,
+    }
+    return Agreement(**{name: share(part, ones, groups) for name, part in shares.items()})
 
 
 def score_table(sets: dict[str, dict[str, Any]]) -> str:
     """Write scores as a table, a column a set of conditions.
 
     Args:
-        sets: By name, metrics with "scores", "audit" and "fidelity".
+        sets: By name, what `scores` returned.
     """
     first = next(iter(sets.values()))
     rows = [["", *sets]]
     for name in ("num_pictures", "num_conditions"):
         rows.append([_WORDS[name], *(str(getattr(m["scores"], name)) for m in sets.values())])
-    for part in ("scores", "audit", "fidelity"):
+    for part in [part for part in PARTS if part in first]:
         for field in dataclasses.fields(first[part]):
             if not field.name.startswith("num_"):
                 cells = [_cell(getattr(metrics[part], field.name)) for metrics in sets.values()]
@@ -173,8 +227,8 @@ def record_generator(
         name: Of the record.
         pipeline: The generator.
         evaluator: The judge.
-        scored: By name of a set of conditions what `score_pipeline` returned for it; to its metrics
-            those of `audit_pictures` may be added.
+        scored: By name of a set of conditions what `score_pipeline` returned for it, to its metrics
+            added those of `scores`; of "seen" and "counted" the first repetition is kept.
         checkpoint: Folder that the pipeline was loaded from; where it lies in the folder of a
             training run, the record gets the run's configuration and log.
         root: Folder of the records.
@@ -198,8 +252,8 @@ def record_generator(
         metrics["training"] = training_summary(read_log(run / "log.jsonl"), pipeline)
         metrics["training"] |= {key: where[key] for key in ("machine", "date", "git_commit")}
     for key, (found, images) in scored.items():
-        first = len(found["seen"])  # pictures of the first repetition
-        metrics[key] = found | {"counted": found.get("counted", [])[:first]}
+        first = len(images) // found["repetitions"]
+        metrics[key] = found | {name: found[name][:first] for name in ("seen", "counted")}
         if key in SCORED:
             grids[key] = to_grid(images[:first])
     frames = denoising_frames(pipeline, **settings)

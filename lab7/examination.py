@@ -1,0 +1,420 @@
+"""How far the two judges can be trusted, measured on renders that neither of them saw.
+
+The evaluator's outputs are compared with how often they are right; objects are counted that a judge
+misses or takes for others, and where; pictures are blurred, lit and made noisy; and pictures are
+made that fool the course's score.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment, minimize_scalar
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from lab7.auditor import Auditor, Sighting, compute_audit
+from lab7.auditor_training import AuditorConfig, label_counts, read_scenes
+from lab7.dataset import ICLEVRDataset, to_float
+from lab7.evaluator import THRESHOLD, Evaluator, compute_scores, share
+from lab7.fidelity import Fidelity, RealPictures
+from lab7.files import require_writable
+from lab7.judge_training import split
+from lab7.labels import COLORS, LABELS, NUM_LABELS
+from lab7.results import RESULTS_DIR, write_record
+
+UNSURE = (0.05, 0.95)  # outputs whose calibration counts: most of the others are trivially right
+CHANGES = {
+    "blur": (0.0, 0.5, 1.0, 1.5, 2.0),  # pixels, standard deviation of a Gaussian
+    "brightness": (-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3),  # of the full range, added
+    "noise": (0.0, 0.025, 0.05, 0.1, 0.15),  # of the full range, standard deviation
+}
+NEIGHBORS = (6, 8, 10, 12, 16, 24)  # pixels to the nearest other object, edges of the groups
+FOOLED_SCORES = ("top_k", "exact_set", "exact_scene")
+_BINS = 9
+_REACH = 5.0  # pixels, that a found middle may be from the true one
+_CHANGED = 600  # pictures for each change
+_DECEIVED = 200
+
+
+def examine_renders(
+    evaluator: Evaluator,
+    auditor: Auditor,
+    renders: str | Path,
+    dataset: ICLEVRDataset,
+    run_name: str = "judges",
+    results_root: str | Path = RESULTS_DIR,
+) -> dict[str, Any]:
+    """Measure both judges on the auditor's held-out scenes, see `examine`, and write a record.
+
+    Args:
+        evaluator: The course's or this project's.
+        auditor: The other judge.
+        renders: Folder that `python -m lab7 render auditor` wrote.
+        dataset: The generator's training pictures.
+        run_name: Name of the record, see `write_record`.
+        results_root: Folder of the records.
+    """
+    require_writable(Path(results_root) / run_name)
+    _, spare, held_out = split(*read_scenes(renders), AuditorConfig())
+    found = examine(evaluator, auditor, *held_out, dataset, spare)
+    write_record(run_name, {}, found, results_root, weights=evaluator.path)
+    return found
+
+
+def examine(
+    evaluator: Evaluator,
+    auditor: Auditor,
+    images: Tensor,
+    objects: Tensor,
+    dataset: ICLEVRDataset,
+    for_temperature: tuple[Tensor, Tensor],
+) -> dict[str, Any]:
+    """Measure both judges.
+
+    Args:
+        evaluator: The course's or this project's.
+        auditor: The other judge.
+        images: (N, 3, 64, 64) uint8, seen by neither.
+        objects: (N, 5, 3), what they show, see `lab7.auditor_training.read_scenes`.
+        dataset: The generator's training pictures.
+        for_temperature: Further images and objects, to fit `fit_temperature` on.
+
+    Returns:
+        "calibration" of the evaluator, see `calibration`, raw and after "temperature"; "recall" of
+        both by "label", "count" of objects, "neighbor" and "height" in the picture, see
+        `object_recall`; "confusion", see `confusions`; "changes", see `score_changes`; "fooled",
+        see `score_fooled`; "fidelity", see `fidelity_controls`.
+    """
+    counts = label_counts(objects)
+    labels = (counts > 0).float()
+    probabilities = evaluator.predict(images)
+    spare = for_temperature[0], (label_counts(for_temperature[1]) > 0).float()
+    temperature = fit_temperature(evaluator.predict(spare[0]), spare[1])
+    named = match(auditor.find(images), objects)
+    few = slice(min(len(images), _CHANGED))
+    return {
+        "num_pictures": len(images),
+        "calibration": {
+            "raw": calibration(probabilities, labels),
+            "temperature": temperature,
+            "scaled": calibration(scale(probabilities, temperature), labels),
+        },
+        "recall": object_recall(probabilities, named, objects),
+        "confusion": confusions(probabilities, labels, named, objects),
+        "changes": score_changes(evaluator, auditor, images[few], counts[few]),
+        "fooled": score_fooled(evaluator, auditor, images, objects),
+        "fidelity": fidelity_controls(RealPictures(auditor, dataset), dataset, images, objects),
+    }
+
+
+def calibration(probabilities: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Compare unsure outputs with how often the label is there (Guo et al., 2017, eq. 2 and 3).
+
+    Args:
+        probabilities: (B, 24).
+        labels: (B, 24) multi-hot.
+
+    Returns:
+        "error": the expected calibration error over the outputs within `UNSURE`, None without any;
+        "num_outputs": how many these are; "bins": for each of nine, its "mean" output and the
+        "there" share of the labels that are there.
+    """
+    rows, columns = ((probabilities >= UNSURE[0]) & (probabilities <= UNSURE[1])).nonzero().T
+    outputs, there = probabilities[rows, columns].double(), labels[rows, columns].double()
+    edges = torch.linspace(*UNSURE, _BINS + 1, dtype=torch.float64)[1:-1]
+    bin_of = torch.bucketize(outputs, edges)
+    bins, gap = [], 0.0
+    for number in bin_of.unique().tolist():
+        inside = bin_of == number
+        mean, estimate = outputs[inside].mean().item(), _share(there[inside], rows[inside])
+        bins.append({"mean": mean, "there": estimate})
+        gap += inside.sum().item() * abs(mean - estimate.value)
+    error = gap / len(outputs) if len(outputs) else None
+    return {"error": error, "num_outputs": len(outputs), "bins": bins}
+
+
+def fit_temperature(probabilities: Tensor, labels: Tensor) -> float:
+    """Return the temperature with which (B, 24) outputs fit labels best (Guo et al., 2017)."""
+    logits = torch.logit(probabilities.double(), eps=1e-7)
+
+    def cost(logarithm: float) -> float:
+        scaled = logits / np.exp(logarithm)
+        return F.binary_cross_entropy_with_logits(scaled, labels.double()).item()
+
+    return float(np.exp(minimize_scalar(cost, bounds=(-2, 2), method="bounded").x))
+
+
+def scale(probabilities: Tensor, temperature: float) -> Tensor:
+    """Divide the logits of probabilities by a temperature: order and one half stay the same."""
+    return torch.sigmoid(torch.logit(probabilities.double(), eps=1e-12) / temperature).float()
+
+
+def match(sightings: Sequence[Sequence[Sighting]], objects: Tensor) -> Tensor:
+    """Return which label the auditor gives to each object: (N, 5) indices, -1 for none.
+
+    Sightings and objects (N, 5, 3) are paired so that their distances are smallest in sum; pairs
+    more than five pixels apart do not count.
+    """
+    named = torch.full(objects.shape[:2], -1)
+    for row, found, there in zip(named, sightings, objects, strict=True):
+        places = torch.tensor([[sighting.x, sighting.y] for sighting in found]).view(-1, 2)
+        real = (there[:, 0] >= 0).nonzero()[:, 0]
+        distances = torch.cdist(there[real, 1:], places)
+        for one, other in zip(*linear_sum_assignment(distances.clamp(max=_REACH)), strict=True):
+            if distances[one, other] < _REACH:
+                row[real[one]] = LABELS.index(found[other].label)
+    return named
+
+
+def object_recall(probabilities: Tensor, named: Tensor, objects: Tensor) -> dict[str, dict]:
+    """Return the share of objects that each judge sees, by what may matter.
+
+    Objects whose label stands twice in the picture do not count: the evaluator cannot tell them.
+
+    Args:
+        probabilities: (N, 24), the evaluator's.
+        named: (N, 5), the auditor's, see `match`.
+        objects: (N, 5, 3).
+
+    Returns:
+        By "label", by "count" of objects in the picture, by pixels to the nearest "neighbor"
+        ("none" for an only object), and by "height", five equal parts of the objects from far and
+        small to near and large, named by their mean pixel from the top: estimates by judge.
+    """
+    kind = objects[:, :, 0].long()
+    there = kind >= 0
+    alone = (label_counts(objects).gather(1, kind.clamp(min=0)) == 1) & there
+    rows, columns = alone.nonzero().T
+    label, height = kind[rows, columns], objects[rows, columns, 2]
+    hits = {
+        "evaluator": (probabilities[rows, label] >= THRESHOLD).double(),
+        "auditor": (named[rows, columns] == label).double(),
+    }
+
+    def part(inside: Tensor) -> dict:
+        return {judge: _share(hit[inside], rows[inside]) for judge, hit in hits.items()}
+
+    count = there.sum(1)[rows]
+    gap = _neighbor_distances(objects)[rows, columns]
+    group = torch.bucketize(gap, torch.tensor(NEIGHBORS, dtype=gap.dtype))
+    names = [f"{a}–{b}" for a, b in zip(NEIGHBORS, NEIGHBORS[1:], strict=False)]
+    names = [f"<{NEIGHBORS[0]}", *names, f">{NEIGHBORS[-1]}"]
+    fifth = torch.bucketize(height, height.quantile(torch.tensor([0.2, 0.4, 0.6, 0.8])))
+    return {
+        "label": {LABELS[i]: part(label == i) for i in label.unique().tolist()},
+        "count": {str(n): part(count == n) for n in count.unique().tolist()},
+        "neighbor": {names[i]: part((group == i) & gap.isfinite()) for i in group.unique().tolist()}
+        | {"none": part(gap.isinf())},
+        "height": {f"{height[fifth == i].mean():.0f}": part(fifth == i) for i in range(5)},
+    }
+
+
+def confusions(
+    probabilities: Tensor, labels: Tensor, named: Tensor, objects: Tensor
+) -> dict[str, Any]:
+    """Count which labels are taken for which.
+
+    Args:
+        probabilities: (N, 24), the evaluator's.
+        labels: (N, 24) multi-hot.
+        named: (N, 5), the auditor's, see `match`.
+        objects: (N, 5, 3).
+
+    Returns:
+        By judge "taken": (24, 24) counts, a row for each true label and a column for what it is
+        taken for, and "missed": (24,), those for which nothing else is seen. The evaluator, which
+        names no places, takes a label for another where it misses the one and invents the other.
+    """
+    missed = (labels > THRESHOLD) & (probabilities < THRESHOLD)
+    invented = (labels <= THRESHOLD) & (probabilities >= THRESHOLD)
+    nothing = missed & ~invented.any(1, keepdim=True)
+    kind = objects[:, :, 0].long()
+    seen = (kind >= 0) & (named >= 0)
+    pairs = torch.zeros(NUM_LABELS, NUM_LABELS, dtype=torch.int64)
+    pairs.index_put_((kind[seen], named[seen]), torch.tensor(1), accumulate=True)
+    unseen = F.one_hot(kind[(kind >= 0) & (named < 0)], NUM_LABELS).sum(0)
+    return {
+        "evaluator": {
+            "taken": (missed.double().T @ invented.double()).long(),
+            "missed": nothing.sum(0),
+        },
+        "auditor": {"taken": pairs.fill_diagonal_(0), "missed": unseen},
+    }
+
+
+def change(images: Tensor, kind: str, amount: float) -> Tensor:
+    """Blur, light or add noise to pictures (B, 3, 64, 64) in [-1, 1]; see `CHANGES` for amounts.
+
+    Raises:
+        ValueError: An unknown kind of change.
+    """
+    if kind not in CHANGES:
+        raise ValueError(f"unknown change {kind!r}: there are {', '.join(CHANGES)}")
+    if amount == 0:
+        return images
+    if kind == "blur":
+        return gaussian_blur(images, [13, 13], [amount, amount])
+    if kind == "brightness":
+        return (images + 2 * amount).clamp(-1, 1)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    return (images + 2 * amount * noise).clamp(-1, 1)
+
+
+def score_changes(
+    evaluator: Evaluator, auditor: Auditor, images: Tensor, counts: Tensor
+) -> dict[str, list[dict]]:
+    """Score both judges on changed pictures, by kind of change a row for each amount."""
+    labels, x = (counts > 0).float(), to_float(images)
+
+    def row(kind: str, amount: float) -> dict:
+        changed = change(x, kind, amount)
+        return {
+            "amount": amount,
+            "exact_set": evaluator.scores(changed, labels).exact_set,
+            "exact_scene": auditor.audit(changed, counts).exact_scene,
+        }
+
+    return {kind: [row(kind, amount) for amount in CHANGES[kind]] for kind in CHANGES}
+
+
+def deceive(
+    evaluator: Evaluator, images: Tensor, labels: Tensor, amount: float = 8 / 255, steps: int = 20
+) -> Tensor:
+    """Change pictures until the evaluator sees labels in them, by no more than the eye notices.
+
+    Projected gradient descent (Madry et al., “Towards Deep Learning Models Resistant to Adversarial
+    Attacks”, 2018, eq. 1).
+
+    Args:
+        evaluator: The judge to deceive.
+        images: (B, 3, 64, 64) in [-1, 1].
+        labels: (B, 24) multi-hot, that it should see.
+        amount: Largest change of a pixel, of the full range.
+        steps: Of the descent.
+
+    Returns:
+        (B, 3, 64, 64) in [-1, 1].
+    """
+    start, labels = images.to(evaluator.device), labels.to(evaluator.device)
+    x, reach = start.clone(), 2 * amount
+    for _ in range(steps):
+        x.requires_grad_(True)
+        outputs = evaluator.network(x).float()
+        (gradient,) = torch.autograd.grad(F.binary_cross_entropy(outputs, labels), x)
+        x = x.detach() - 2.5 * reach / steps * gradient.sign()
+        x = torch.clamp(x, start - reach, start + reach).clamp(-1, 1)
+    return x.cpu()
+
+
+def score_fooled(
+    evaluator: Evaluator, auditor: Auditor, images: Tensor, objects: Tensor
+) -> dict[str, dict]:
+    """Score pictures that are not as asked, of which nobody should call one right.
+
+    Args:
+        evaluator: The judge that may be fooled.
+        auditor: The judge that should not.
+        images: (N, 3, 64, 64) uint8.
+        objects: (N, 5, 3).
+
+    Returns:
+        For pictures "as asked", of each label once, for comparison, and for those with "one too
+        many", "one twice", "one missing", two labels' colors "swapped", and "deceived" ones, which
+        show something else (see `deceive`): the course's "top_k" and "exact_set" of the evaluator,
+        and "exact_scene" of the auditor.
+    """
+    counts = label_counts(objects)
+    single = (counts <= 1).all(1)
+    several = (single & (counts.sum(1) > 1)).nonzero()[:, 0]
+    twice = (~single).nonzero()[:, 0]
+    kind = objects[:, :, 0].long()
+    others = several.roll(1)[:_DECEIVED]  # what is asked for is in another picture
+    sets = {
+        "as asked": (several, counts[several]),
+        "one too many": (several, counts[several] - F.one_hot(kind[several, 0], NUM_LABELS)),
+        "one twice": (twice, (counts[twice] > 0).long()),
+        "one missing": (several, _one_more(counts[several])),
+        "swapped": _swapped(several, kind),
+    }
+    found = {}
+    for name, (rows, asked) in sets.items():
+        found[name] = _verdicts(evaluator, auditor, to_float(images[rows]), asked)
+    deceiving = deceive(evaluator, to_float(images[several[:_DECEIVED]]), counts[others].float())
+    found["deceived"] = _verdicts(evaluator, auditor, deceiving, counts[others])
+    return found
+
+
+def fidelity_controls(
+    real: RealPictures, dataset: ICLEVRDataset, images: Tensor, objects: Tensor
+) -> dict[str, Fidelity]:
+    """Measure the distances of sets for which it is known what they should be.
+
+    Args:
+        real: The training pictures, as the auditor sees them.
+        dataset: The same.
+        images: (N, 3, 64, 64) uint8, further renders; those of a kind with training are used.
+        objects: (N, 5, 3).
+
+    Returns:
+        For "real" pictures that are not of the training, the same "blurred" by one pixel, "few" of
+        them over and over, and for "copied" training pictures and the same "moved" by one pixel.
+    """
+    counts = label_counts(objects)
+    rows = ((counts <= 1).all(1) & (counts.sum(1) <= int(real.sizes.max()))).nonzero()[:, 0]
+    fresh, labels = images[rows], counts[rows].float()
+    few = torch.arange(len(rows)) % 10
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(dataset), generator=generator)[: len(rows)]
+    copies, copied = dataset.images[chosen], dataset.conditions[chosen]
+    sets = {
+        "real": (fresh, labels),
+        "blurred": (change(to_float(fresh), "blur", 1.0), labels),
+        "few": (fresh[few], labels[few]),
+        "copied": (copies, copied),
+        "moved": (copies.roll(1, dims=3), copied),
+    }
+    return {name: real.compare(*pair) for name, pair in sets.items()}
+
+
+def _share(hits: Tensor, pictures: Tensor):
+    return share(hits, torch.ones(len(hits)), pictures)
+
+
+def _neighbor_distances(objects: Tensor) -> Tensor:
+    """Return how many pixels each object's middle is from the nearest other, (N, 5)."""
+    there = objects[:, :, 0] >= 0
+    distances = torch.cdist(objects[:, :, 1:], objects[:, :, 1:])
+    pair = there[:, :, None] & there[:, None, :] & ~torch.eye(objects.shape[1], dtype=torch.bool)
+    return distances.masked_fill(~pair, torch.inf).amin(2)
+
+
+def _one_more(counts: Tensor) -> Tensor:
+    """Ask for one label more than is there: the first that is not."""
+    return counts + F.one_hot((counts == 0).long().argmax(1), NUM_LABELS)
+
+
+def _swapped(rows: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
+    """Exchange the colors of the first two objects, where that gives labels that are not there."""
+    kind = kind[rows]
+    first, second = kind[:, 0], kind[:, 1]
+    one = first // len(COLORS) * len(COLORS) + second % len(COLORS)
+    other = second // len(COLORS) * len(COLORS) + first % len(COLORS)
+    new = torch.stack([one, other], dim=1)
+    apart = (new[:, :, None] != kind[:, None, :]).flatten(1).all(1)
+    kind = torch.cat([new, kind[:, 2:]], dim=1)[apart]
+    return rows[apart], F.one_hot(kind + 1, NUM_LABELS + 1).sum(1)[:, 1:]
+
+
+def _verdicts(evaluator: Evaluator, auditor: Auditor, images: Tensor, asked: Tensor) -> dict:
+    scores = compute_scores(evaluator.predict(images), asked.float())
+    audit = compute_audit(auditor.count(images), asked)
+    return {
+        "num_pictures": len(images),
+        "top_k": scores.top_k,
+        "exact_set": scores.exact_set,
+        "exact_scene": audit.exact_scene,
+    }
