@@ -121,6 +121,7 @@ def train_auditor(
             "steps": config.epochs * trainer.steps_per_epoch,
             "seconds": trainer.log[-1]["seconds"],
             "bf16": trainer.bf16,
+            "parameters": sum(weight.numel() for weight in network.parameters()),
         },
     }
     folder = write_record(

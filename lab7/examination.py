@@ -161,9 +161,9 @@ def match(sightings: Sequence[Sequence[Sighting]], objects: Tensor) -> Tensor:
     """
     named = torch.full(objects.shape[:2], -1)
     for row, found, there in zip(named, sightings, objects, strict=True):
-        places = torch.tensor([[sighting.x, sighting.y] for sighting in found]).view(-1, 2)
+        places = torch.tensor([(sighting.x, sighting.y) for sighting in found], dtype=there.dtype)
         real = (there[:, 0] >= 0).nonzero()[:, 0]
-        distances = torch.cdist(there[real, 1:], places)
+        distances = torch.cdist(there[real, 1:], places.view(-1, 2))
         for one, other in zip(*linear_sum_assignment(distances.clamp(max=_REACH)), strict=True):
             if distances[one, other] < _REACH:
                 row[real[one]] = LABELS.index(found[other].label)

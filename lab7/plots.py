@@ -18,13 +18,12 @@ import numpy as np
 import torch
 from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 from matplotlib.path import Path as Outline
 from matplotlib.ticker import EngFormatter, FuncFormatter
 from PIL import Image
 
 from lab7.dataset import to_uint8
-from lab7.evaluator import THRESHOLD
 from lab7.files import write_atomically
 from lab7.labels import COLORS, LABELS, SHAPES
 from lab7.packs import IMAGE_SIZE
@@ -77,26 +76,30 @@ class Chart(Figure):
         return self._render("png", dpi), {"width": round(self.get_figwidth() * 110)}
 
     def save(self, path: str | Path) -> None:
-        """Write a `.png` (three dots a pixel of a picture) or `.svg`, the same bytes each time."""
+        """Write a `.png` or `.webp` (three dots a pixel of a picture), or a `.svg`.
+
+        The bytes are the same each time. WebP is without loss, and a third smaller than PNG.
+        """
         path = Path(path)
         write_atomically(path, self._render(path.suffix[1:], 3 * IMAGE_SIZE / _TILE))
 
     def _render(self, kind: str, dpi: float) -> bytes:
-        buffer = io.BytesIO()
+        buffer, drawn = io.BytesIO(), "svg" if kind == "svg" else "png"
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
         with style.context(["default", _STYLE]):
-            self.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
-        return _pack_png(buffer, dpi) if kind == "png" else buffer.getvalue()
+            self.savefig(buffer, format=drawn, dpi=dpi, metadata=metadata)
+        return buffer.getvalue() if kind == "svg" else _pack(buffer, kind, dpi)
 
 
-def _pack_png(file: io.BytesIO, dpi: float) -> bytes:
-    """Return a PNG without its alpha channel, a tenth smaller."""
-    packed = io.BytesIO()
-    Image.open(file).convert("RGB").save(packed, "PNG", optimize=True, dpi=(dpi, dpi))
+def _pack(file: io.BytesIO, kind: str, dpi: float) -> bytes:
+    """Return a PNG without its alpha channel, a tenth smaller, or the same as WebP."""
+    packed, options = io.BytesIO(), {"optimize": True, "dpi": (dpi, dpi)}
+    options = options if kind == "png" else {"lossless": True}
+    Image.open(file).convert("RGB").save(packed, kind.upper(), **options)
     return packed.getvalue()
 
 
-def _styled(function: Callable[..., Chart]) -> Callable[..., Chart]:
+def styled(function: Callable[..., Chart]) -> Callable[..., Chart]:
     """Draw with the style of the project, whatever the caller's matplotlib is set to."""
 
     @functools.wraps(function)
@@ -107,12 +110,12 @@ def _styled(function: Callable[..., Chart]) -> Callable[..., Chart]:
     return draw
 
 
-def _panels(height: float, count: int = 1, **options) -> tuple[Chart, list[Axes]]:
+def make_panels(height: float, count: int = 1, **options) -> tuple[Chart, list[Axes]]:
     chart = Chart(figsize=(WIDTH, height), layout="constrained")
     return chart, list(chart.subplots(1, count, squeeze=False, **options)[0])
 
 
-@_styled
+@styled
 def picture_grid(
     images: Any,
     captions: Sequence[Sequence[str] | str] | None = None,
@@ -180,14 +183,14 @@ def split_grid(sheet: Any, padding: int = 2) -> np.ndarray:
     return tiles.reshape(-1, 3, IMAGE_SIZE, IMAGE_SIZE)
 
 
-@_styled
+@styled
 def training_curve(log: Sequence[Mapping[str, float]]) -> Chart:
     """Show loss and learning rate over the pictures seen.
 
     Args:
         log: Rows of a training's log.jsonl: images, loss (a mean over some steps), lr.
     """
-    chart, (left, right) = _panels(2.3, 2, width_ratios=(2, 1))
+    chart, (left, right) = make_panels(2.3, 2, width_ratios=(2, 1))
     images, loss = _column(log, "images"), _column(log, "loss")
     window = max(1, len(log) // 25)
     left.plot(images, loss, color=BLUE, alpha=0.35, linewidth=0.9, label="as logged")
@@ -208,7 +211,7 @@ def training_curve(log: Sequence[Mapping[str, float]]) -> Chart:
     return chart
 
 
-@_styled
+@styled
 def accuracy_dots(
     rows: Mapping[str, Mapping[str, Any]],
     published: Mapping[str, Mapping[str, float]] | None = None,
@@ -223,7 +226,7 @@ def accuracy_dots(
     """
     published = published or {}
     names = [name for name in rows if name not in published] + list(published)
-    chart, panels = _panels(0.75 + 0.26 * len(names), len(splits), sharey=True, sharex=True)
+    chart, panels = make_panels(0.75 + 0.26 * len(names), len(splits), sharey=True, sharex=True)
     heights = {name: -index for index, name in enumerate(names)}
     for axes, split in zip(panels, splits, strict=True):
         found = {name: row[split] for name, row in published.items() if split in row}
@@ -232,7 +235,7 @@ def accuracy_dots(
             "D", color=ORANGE, mfc="white", label="published",
         )  # fmt: skip
         own = {name: row[split] for name, row in rows.items() if split in row}
-        _interval_dots(
+        interval_dots(
             axes,
             list(own.values()),
             [heights[name] for name in own],
@@ -246,12 +249,12 @@ def accuracy_dots(
     return chart
 
 
-@_styled
+@styled
 def accuracy_by_epoch(
     rows: Sequence[Mapping[str, float]], splits: Sequence[str] = ("test", "new_test")
 ) -> Chart:
     """Show accuracy during a training: rows with `epoch` and an accuracy for each split."""
-    chart, (axes,) = _panels(2.2)
+    chart, (axes,) = make_panels(2.2)
     for split, color, marker in zip(splits, (BLUE, ORANGE), "os", strict=True):
         axes.plot(
             _column(rows, "epoch"), _column(rows, split), f"-{marker}", color=color, label=split
@@ -261,7 +264,7 @@ def accuracy_by_epoch(
     return chart
 
 
-@_styled
+@styled
 def sweep_curves(sweep: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart:
     """Show accuracy over guidance scale and over number of steps.
 
@@ -270,7 +273,7 @@ def sweep_curves(sweep: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart:
             exact_set, the last two estimates; in each list only one of the settings varies, and
             the other is the generator's own, which a dotted line marks.
     """
-    chart, panels = _panels(2.6, 2, sharey=True)
+    chart, panels = make_panels(2.6, 2, sharey=True)
     settings = {"guidance": "guidance_scale", "steps": "num_inference_steps"}
     for axes, (name, setting), other in zip(
         panels, settings.items(), ("steps", "guidance"), strict=True
@@ -279,10 +282,10 @@ def sweep_curves(sweep: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart:
         own = sweep[other][0][setting]
         axes.axvline(own, color=INK, linewidth=1, linestyle=":", label="the generator's own")
         for score, color, marker in (("top_k", BLUE, "o"), ("exact_set", ORANGE, "s")):
-            value, low, high = _bounds([row[score] for row in rows])
+            value, low, high = bounds([row[score] for row in rows])
             x = _column(rows, setting)
             axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
-            axes.plot(x, value, f"-{marker}", color=color, label=_words(score))
+            axes.plot(x, value, f"-{marker}", color=color, label=words(score))
     guidance, steps = panels
     guidance.set(title=f"At {sweep['guidance'][0]['num_inference_steps']} steps")
     guidance.set(xlabel="guidance scale", ylabel="score on valid")
@@ -295,7 +298,7 @@ def sweep_curves(sweep: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart:
     return chart
 
 
-@_styled
+@styled
 def label_heatmap(values: Mapping[str, float | None], form: str = "{:.3f}") -> Chart:
     """Show one value for each of the 24 labels: a row a shape, a column a color.
 
@@ -305,7 +308,7 @@ def label_heatmap(values: Mapping[str, float | None], form: str = "{:.3f}") -> C
     """
     table = np.array([values[label] for label in LABELS], dtype=float)
     table = table.reshape(len(SHAPES), len(COLORS))
-    chart, (axes,) = _panels(1.55)
+    chart, (axes,) = make_panels(1.55)
     shades = mpl.colormaps["Blues"]
     norm = mpl.colors.Normalize(np.nanmin(table) - 1e-9, np.nanmax(table) + 1e-9)
     axes.imshow(shades(0.05 + 0.6 * norm(table)), aspect="auto")
@@ -323,30 +326,7 @@ def label_heatmap(values: Mapping[str, float | None], form: str = "{:.3f}") -> C
     return chart
 
 
-@_styled
-def scores_by_count(by_count: Mapping[Any, Mapping[str, Any]]) -> Chart:
-    """Show top-k and exact-set accuracy by the number of objects in a picture.
-
-    Args:
-        by_count: By number of objects, scores with `top_k` and `exact_set` estimates.
-    """
-    chart, (axes,) = _panels(2.2)
-    places = np.arange(len(by_count))
-    for score, color, marker, shift in (
-        ("top_k", BLUE, "o", -0.08), ("exact_set", ORANGE, "s", 0.08)
-    ):  # fmt: skip
-        estimates = [_field(row, score) for row in by_count.values()]
-        _interval_dots(
-            axes, estimates, places + shift, _words(score), color, marker, horizontal=False
-        )
-    axes.set_xticks(places, list(by_count))
-    axes.set(xlabel="objects in the picture", ylabel="score", ylim=(None, 1.005))
-    axes.margins(x=0.15)
-    chart.legend(loc="outside lower right", ncols=2)
-    return chart
-
-
-@_styled
+@styled
 def noise_schedules(schedules: Mapping[str, Any]) -> Chart:
     """Show how noise schedules take the picture away.
 
@@ -354,7 +334,7 @@ def noise_schedules(schedules: Mapping[str, Any]) -> Chart:
         schedules: By name, alphas_cumprod (T,). The left panel shows it, the share of the
             picture's variance that is left at t; the right one the signal-to-noise ratio.
     """
-    chart, (left, right) = _panels(2.3, 2)
+    chart, (left, right) = make_panels(2.3, 2)
     for (name, alphas), color, line in zip(
         schedules.items(), (BLUE, ORANGE, GREEN), ("-", "--", "-."), strict=False
     ):
@@ -367,47 +347,18 @@ def noise_schedules(schedules: Mapping[str, Any]) -> Chart:
     return chart
 
 
-@_styled
+@styled
 def cooccurrence(counts: Any) -> Chart:
     """Show how many pictures have both of two labels: (24, 24) counts, in the order of LABELS."""
     counts = np.asarray(counts).astype(float)
     np.fill_diagonal(counts, np.nan)
-    return _label_matrix(counts, "pictures", cmap="Blues", vmin=0)
+    return label_matrix(counts, "pictures", cmap="Blues", vmin=0)
 
 
-@_styled
+@styled
 def label_similarity(values: Any) -> Chart:
     """Show how alike two labels are: (24, 24) values in [-1, 1], in the order of LABELS."""
-    return _label_matrix(np.asarray(values), "similarity", cmap="RdBu", vmin=-1, vmax=1)
-
-
-@_styled
-def verdict_bars(probabilities: Any, condition: Sequence[str]) -> Chart:
-    """Show what the evaluator sees in one picture; see `draw_verdict`."""
-    chart = Chart(figsize=(WIDTH, 2.4), layout="constrained")
-    draw_verdict(chart, condition, probabilities)
-    return chart
-
-
-def draw_verdict(
-    figure: Figure | SubFigure, condition: Sequence[str], probabilities: Any | None
-) -> None:
-    """Draw the evaluator's probabilities as bars: a row a shape, a column a color.
-
-    Args:
-        figure: Empty.
-        condition: What was asked for: these bars are outlined.
-        probabilities: (24,), in the order of LABELS, or None before there is a verdict.
-    """
-    figure.suptitle("Evaluator's verdict (outlined: asked for)", fontsize=8, color=INK)
-    values = np.zeros(len(LABELS)) if probabilities is None else np.asarray(probabilities)
-    rows = figure.subplots(len(SHAPES), 1, sharex=True, sharey=True)
-    for axes, shape, part in zip(rows, SHAPES, values.reshape(len(SHAPES), -1), strict=True):
-        _draw_bars(axes, part, probabilities is not None)
-        asked = [x for x, color in enumerate(COLORS) if f"{color} {shape}" in condition]
-        axes.bar(asked, 1, width=0.8, fill=False, edgecolor=INK, linewidth=1.3, zorder=3)
-        axes.set_ylabel(shape, fontsize=7.5)
-    rows[-1].set_xticks(range(len(COLORS)), COLORS, fontsize=6.5)
+    return label_matrix(np.asarray(values), "similarity", cmap="RdBu", vmin=-1, vmax=1)
 
 
 def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
@@ -421,11 +372,11 @@ def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
 
 def interval_text(estimate: Any) -> str:
     """Write an estimate with its 95 % interval, for instance "0.931 (0.902–0.957)"."""
-    value, low, high = (_field(estimate, name) for name in ("value", "low", "high"))
+    value, low, high = (field(estimate, name) for name in ("value", "low", "high"))
     return f"{value:.3f}" if low is None else f"{value:.3f} ({low:.3f}–{high:.3f})"
 
 
-def _label_matrix(values: np.ndarray, name: str, **colors: Any) -> Chart:
+def label_matrix(values: np.ndarray, name: str, **colors: Any) -> Chart:
     """Show a value for each pair of labels."""
     chart = Chart(figsize=(WIDTH, 5.6), layout="constrained")
     axes = chart.subplots()
@@ -439,20 +390,6 @@ def _label_matrix(values: np.ndarray, name: str, **colors: Any) -> Chart:
     return chart
 
 
-def _draw_bars(axes: Axes, values: Sequence[float], numbers: bool) -> None:
-    places = range(len(values))
-    axes.bar(places, 1, width=0.8, color="#eff0f2", zorder=0)
-    axes.bar(places, values, width=0.8, color=OBJECT_COLORS.values(), zorder=1)
-    axes.axhline(THRESHOLD, color="#9aa0a8", linewidth=0.7, linestyle=(0, (2, 2)), zorder=2)
-    for x, value in enumerate(values if numbers else ()):
-        color = INK if value >= THRESHOLD else FAINT
-        axes.text(x, 1.05, f"{value:.0%}", fontsize=6, ha="center", va="bottom", color=color)
-    axes.set(ylim=(0, 1.25), yticks=[], xlim=(-0.5, len(values) - 0.5))
-    axes.tick_params(length=0)
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-
-
 def _judged(wanted: Sequence[str], seen: Sequence[str]) -> list[str]:
     left, lines = Counter(seen), []
     for label in wanted:
@@ -461,12 +398,12 @@ def _judged(wanted: Sequence[str], seen: Sequence[str]) -> list[str]:
     return lines + [f"+ {label}" for label in left.elements()]
 
 
-def _interval_dots(
+def interval_dots(
     axes: Axes, estimates: Sequence[Any], places: Sequence[float], label: str,
     color: str = BLUE, marker: str = "o", horizontal: bool = True,
 ) -> None:  # fmt: skip
     """Draw estimates as dots with their intervals; one without an interval gets none."""
-    value, low, high = _bounds(estimates)
+    value, low, high = bounds(estimates)
     errors = np.array([value - low, high - value]).clip(min=0)
     x, y, side = (value, places, "xerr") if horizontal else (places, value, "yerr")
     axes.errorbar(
@@ -474,16 +411,16 @@ def _interval_dots(
     )
 
 
-def _bounds(estimates: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    values = [_field(estimate, "value") for estimate in estimates]
+def bounds(estimates: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    values = [field(estimate, "value") for estimate in estimates]
     parts = [values]
     for name in ("low", "high"):
-        bounds = [_field(estimate, name) for estimate in estimates]
+        bounds = [field(estimate, name) for estimate in estimates]
         parts.append([v if b is None else b for v, b in zip(values, bounds, strict=True)])
     return tuple(np.array(part, dtype=float) for part in parts)
 
 
-def _field(item: Any, name: str) -> Any:
+def field(item: Any, name: str) -> Any:
     """Read a field of a dataclass or of the dict that a record keeps of it."""
     return item[name] if isinstance(item, Mapping) else getattr(item, name)
 
@@ -499,7 +436,7 @@ def _to_array(images: Any) -> np.ndarray:
     return images.permute(0, 2, 3, 1).numpy()
 
 
-def _words(score: str) -> str:
+def words(score: str) -> str:
     return {"top_k": "top-k", "exact_set": "exact set"}.get(score, score)
 
 

@@ -26,7 +26,12 @@ ROOT = NOTEBOOKS.parent
 DATA = ("data/*.json", "data/pictures.zip")
 GENERATOR = ("data/weights/generator/**/*", "report/results/ours/*")
 READS = {  # the files each notebook reads, as patterns
-    "01_data_exploration": (*DATA, "data/weights/*", "report/results/evaluator/*"),
+    "01_data_exploration": (
+        *DATA,
+        "data/weights/*",
+        "report/results/ours/metrics.json",
+        *(f"report/results/{name}/*" for name in ("evaluator", "auditor", "judges")),
+    ),
     "02_training": (*DATA, *GENERATOR),
     "03_sampling": ("data/*.json", "data/weights/*", *GENERATOR, "report/results/sweep/*"),
     "04_ablations": (*GENERATOR, "report/results/**/*.json"),

@@ -19,7 +19,7 @@ import typst
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from lab7 import plots
+from lab7 import judge_plots, plots
 from lab7.dataset import (
     CONDITION_FILES,
     DATA_DIR,
@@ -36,7 +36,7 @@ from lab7.packs import STEPS
 from lab7.results import RESULTS_DIR, Record, published, read_log, read_record, read_records
 
 HERE = Path(__file__).resolve().parent
-NEEDED = ("ours", "sweep")  # and "evaluator", unless the course's judged; others are optional
+NEEDED = ("ours", "sweep")  # and those of the judges, see `judge_records`; others are optional
 ORIGINAL = tuple(name for name in EXPERIMENTS if name.startswith("original-"))
 SCENES_SHOWN = 8
 Condition = Sequence[str]
@@ -71,8 +71,7 @@ def build(
     require_no_file(output)
     records = read_records(results) | {name: read_record(name, results) for name in NEEDED}
     course = records["ours"].get("course")
-    if not course["evaluator"]:
-        records["evaluator"] = read_record("evaluator", evaluator_results(results))
+    records |= judge_records(results, course["evaluator"])
     data = find_data(data, course["pictures"])
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -87,9 +86,23 @@ def build(
     return paths
 
 
-def evaluator_results(results: Path) -> Path:
-    """Return where the evaluator's record is: whoever did not train it has none of their own."""
-    return results if (results / "evaluator").exists() else RESULTS_DIR
+def judge_records(results: Path, course: bool) -> dict[str, Record]:
+    """Read the records of the judges.
+
+    Args:
+        results: Folder of the records.
+        course: Whether the course's evaluator judged, of which there is no record but the one that
+            `examine` writes.
+    """
+    names = ["auditor", "judges"] if course else ["auditor", "judges", "evaluator"]
+    if course and not (results / "judges").exists():
+        names.remove("judges")
+    return {name: read_record(name, judge_results(name, results)) for name in names}
+
+
+def judge_results(name: str, results: Path) -> Path:
+    """Return where a judge's record is: whoever did not train it has none of their own."""
+    return results if (results / name).exists() else RESULTS_DIR
 
 
 def find_data(data: str | Path | None, course: bool) -> Path:
@@ -105,17 +118,25 @@ def draw_figures(records: dict[str, Record], results: Path, data: Path, folder: 
     """Draw every figure of the report into a folder."""
     folder.mkdir()
     ours, sweep = records["ours"], records["sweep"]
-    charts = {"scenes.png": draw_scenes(data)}
+    charts = {"scenes.webp": draw_scenes(data)}
     for name in SCORED:
         conditions = named_conditions(name, data)
         sheet = results / "ours" / f"{name}.png"
-        charts[f"{name}.png"] = draw_grid(sheet, conditions, ours.get(f"{name}.seen"))
-    if not ours.get("course.evaluator"):
-        charts |= draw_evaluator(records["evaluator"], evaluator_results(results))
+        charts[f"{name}.webp"] = draw_grid(sheet, conditions, ours.get(f"{name}.seen"))
+    if "evaluator" in records:
+        charts |= draw_evaluator(records["evaluator"], judge_results("evaluator", results))
+    if "judges" in records:
+        judges = records["judges"]
+        charts |= {
+            "reliability.svg": judge_plots.reliability(judges.get("calibration.raw")),
+            "recall.svg": judge_plots.recall_by(judges.get("recall")),
+            "changes.svg": judge_plots.changed_pictures(judges.get("changes")),
+            "fooled.svg": judge_plots.fooled_judges(judges.get("fooled")),
+        }
     frames = plots.split_grid(read_picture(results / "ours" / "denoising.png"))
     captions = ["noise", *[""] * (len(frames) - 2), "picture"]
     charts |= {
-        "denoising.png": plots.denoising_row(frames, captions),
+        "denoising.webp": plots.denoising_row(frames, captions),
         "training.svg": plots.training_curve(read_log(results / "ours" / "log.jsonl")),
         "sweep.svg": plots.sweep_curves({key: sweep.get(key) for key in ("guidance", "steps")}),
         "accuracy.svg": draw_accuracy(records),
@@ -133,9 +154,9 @@ def draw_evaluator(evaluator: Record, results: Path) -> dict[str, plots.Chart]:
     mistakes = evaluator.get("mistakes")
     labels, seen = ([mistake[key] for mistake in mistakes] for key in ("labels", "seen"))
     return {
-        "mistakes.png": draw_grid(results / "evaluator" / "mistakes.png", labels, seen),
+        "mistakes.webp": draw_grid(results / "evaluator" / "mistakes.png", labels, seen),
         "label_recall.svg": plots.label_heatmap(evaluator.get("recall_per_label")),
-        "by_count.svg": plots.scores_by_count(evaluator.get("by_count")),
+        "by_count.svg": judge_plots.scores_by_count(evaluator.get("by_count")),
     }
 
 
@@ -213,7 +234,10 @@ def accuracy_table(records: dict[str, Record]) -> str:
         f"trained for {hours:.1f} hours on {ours.get('training.machine')}. Its pictures, "
         f"{ours.get('test.repetitions')} of each condition, none chosen, took "
         f"{ours.get('test.num_inference_steps')} steps each; in brackets 95 % intervals. The other "
-        "rows are as published: another evaluator, the course's conditions, one draw."
+        "rows are as published: another evaluator, the course's conditions, one draw. Counted by "
+        "the independent auditor, "
+        f"{' and '.join(f'{ours.get(f'{x}.audit.exact_scene.value'):.1%}' for x in SCORED)} of the "
+        "pictures show exactly the objects asked for, each once, and nothing else."
     )
     return plots.table(header, rows) + f"\n\n{note}"
 
@@ -226,7 +250,7 @@ def gather(
         shutil.copy(HERE / name, work)
     for name in records:
         (work / "results" / name).mkdir(parents=True)
-        source = (evaluator_results(results) if name == "evaluator" else results) / name
+        source = judge_results(name, results) / name
         for file in ("config.json", "metrics.json"):
             shutil.copy(source / file, work / "results" / name)
     facts = {

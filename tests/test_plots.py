@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lab7 import plots
+from lab7 import judge_plots, plots
 from lab7.evaluator import Estimate
 from lab7.labels import LABELS
 from lab7.results import published
@@ -40,13 +40,13 @@ CHARTS = {
     ),
     "sweep_curves": lambda: plots.sweep_curves(SWEEP),
     "label_heatmap": lambda: plots.label_heatmap(dict.fromkeys(LABELS, 0.5) | {"red cube": None}),
-    "scores_by_count": lambda: plots.scores_by_count(
+    "scores_by_count": lambda: judge_plots.scores_by_count(
         {1: {"top_k": ESTIMATE, "exact_set": ESTIMATE}}
     ),
     "noise_schedules": lambda: plots.noise_schedules({"one": torch.linspace(0.99, 0.01, 9)}),
     "cooccurrence": lambda: plots.cooccurrence(torch.ones(24, 24)),
     "label_similarity": lambda: plots.label_similarity(torch.eye(24)),
-    "verdict_bars": lambda: plots.verdict_bars(torch.rand(24), ["red cube"]),
+    "verdict_bars": lambda: judge_plots.verdict_bars(torch.rand(24), ["red cube"]),
 }
 
 

@@ -1,0 +1,226 @@
+"""Figures of what evaluator and auditor see, and of how far they can be trusted.
+
+They are in the style of `lab7.plots`; blue is the evaluator, orange the auditor.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import MaxNLocator
+
+from lab7.evaluator import THRESHOLD
+from lab7.labels import COLORS, LABELS, SHAPES
+from lab7.plots import (
+    BLUE,
+    FAINT,
+    GREEN,
+    INK,
+    OBJECT_COLORS,
+    ORANGE,
+    WIDTH,
+    Chart,
+    bounds,
+    field,
+    interval_dots,
+    label_matrix,
+    make_panels,
+    styled,
+    words,
+)
+
+_JUDGES = (("evaluator", BLUE, "o", -0.1), ("auditor", ORANGE, "s", 0.1))
+_PARTS = {  # of a recall, see `lab7.examination.object_recall`
+    "count": "objects in the picture",
+    "neighbor": "pixels to the nearest other",
+    "height": "pixels from the top: far to near",
+}
+_CHANGES = {
+    "blur": "blur, σ in pixels",
+    "brightness": "brightness, added",
+    "noise": "noise, σ of the full range",
+}
+
+
+@styled
+def scores_by_count(by_count: Mapping[Any, Mapping[str, Any]]) -> Chart:
+    """Show top-k and exact-set accuracy by the number of objects in a picture.
+
+    Args:
+        by_count: By number of objects, scores with `top_k` and `exact_set` estimates.
+    """
+    chart, (axes,) = make_panels(2.2)
+    places = np.arange(len(by_count))
+    for score, color, marker, shift in (
+        ("top_k", BLUE, "o", -0.08), ("exact_set", ORANGE, "s", 0.08)
+    ):  # fmt: skip
+        estimates = [field(row, score) for row in by_count.values()]
+        interval_dots(
+            axes, estimates, places + shift, words(score), color, marker, horizontal=False
+        )
+    axes.set_xticks(places, list(by_count))
+    axes.set(xlabel="objects in the picture", ylabel="score", ylim=(None, 1.005))
+    axes.margins(x=0.15)
+    chart.legend(loc="outside lower right", ncols=2)
+    return chart
+
+
+@styled
+def verdict_bars(probabilities: Any, condition: Sequence[str]) -> Chart:
+    """Show what the evaluator sees in one picture; see `draw_verdict`."""
+    chart = Chart(figsize=(WIDTH, 2.4), layout="constrained")
+    draw_verdict(chart, condition, probabilities)
+    return chart
+
+
+def draw_verdict(
+    figure: Figure | SubFigure, condition: Sequence[str], probabilities: Any | None
+) -> None:
+    """Draw the evaluator's probabilities as bars: a row a shape, a column a color.
+
+    Args:
+        figure: Empty.
+        condition: What was asked for: these bars are outlined.
+        probabilities: (24,), in the order of LABELS, or None before there is a verdict.
+    """
+    figure.suptitle("Evaluator's verdict (outlined: asked for)", fontsize=8, color=INK)
+    values = np.zeros(len(LABELS)) if probabilities is None else np.asarray(probabilities)
+    rows = figure.subplots(len(SHAPES), 1, sharex=True, sharey=True)
+    for axes, shape, part in zip(rows, SHAPES, values.reshape(len(SHAPES), -1), strict=True):
+        _draw_bars(axes, part, probabilities is not None)
+        asked = [x for x, color in enumerate(COLORS) if f"{color} {shape}" in condition]
+        axes.bar(asked, 1, width=0.8, fill=False, edgecolor=INK, linewidth=1.3, zorder=3)
+        axes.set_ylabel(shape, fontsize=7.5)
+    rows[-1].set_xticks(range(len(COLORS)), COLORS, fontsize=6.5)
+
+
+@styled
+def reliability(calibration: Mapping[str, Any]) -> Chart:
+    """Compare the evaluator's unsure outputs with how often they are right.
+
+    Args:
+        calibration: "error" and "bins", see `lab7.examination.calibration`. The left panel shows
+            the share of labels that are there over the output, the right one how many outputs
+            there are.
+    """
+    chart, (left, right) = make_panels(2.5, 2, width_ratios=(3, 2))
+    bins = calibration["bins"]
+    mean, there = [row["mean"] for row in bins], [row["there"] for row in bins]
+    left.plot([0, 1], [0, 1], ":", color=INK, linewidth=1, label="calibrated")
+    interval_dots(left, there, mean, "evaluator", horizontal=False)
+    left.set(xlabel="output", ylabel="share that is there", xlim=(0, 1), ylim=(0, 1))
+    left.set_title(f"Calibration error {calibration['error']:.3f}")
+    left.legend(loc="upper left")
+    right.bar(mean, [field(row, "total") for row in there], width=0.08, color=BLUE)
+    right.set(title="How many outputs", xlabel="output", xlim=(0, 1))
+    right.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    return chart
+
+
+@styled
+def recall_by(recall: Mapping[str, Mapping[str, Any]], parts: Sequence[str] = (*_PARTS,)) -> Chart:
+    """Show the share of objects that the judges see, by what may matter.
+
+    Args:
+        recall: By part and group, estimates by judge, see `lab7.examination.object_recall`.
+        parts: The panels.
+    """
+    chart, panels = make_panels(2.4, len(parts), sharey=True)
+    for axes, part in zip(panels, parts, strict=True):
+        places = np.arange(len(recall[part]))
+        for judge, color, marker, shift in _JUDGES:
+            found = [row[judge] for row in recall[part].values()]
+            interval_dots(axes, found, places + shift, judge, color, marker, horizontal=False)
+        axes.set_xticks(places, list(recall[part]))
+        axes.tick_params(axis="x", labelsize=6.5)
+        axes.set_xlabel(_PARTS[part])
+    panels[0].set(ylabel="objects seen", ylim=(None, 1.003))
+    chart.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right", ncols=2)
+    return chart
+
+
+@styled
+def confusion_matrix(taken: Any) -> Chart:
+    """Show which label is taken for which: (24, 24) counts, a row for each true label."""
+    counts = np.asarray(taken).astype(float)
+    chart = label_matrix(np.where(counts > 0, counts, np.nan), "objects", cmap="Blues", vmin=0)
+    axes = chart.axes[0]
+    for (row, column), count in np.ndenumerate(counts.astype(int)):
+        if count:
+            bright = count > 0.6 * counts.max()
+            color = "white" if bright else INK
+            axes.text(column, row, count, size=6, ha="center", va="center", color=color)
+    for edge in range(len(COLORS), len(LABELS), len(COLORS)):
+        axes.axhline(edge - 0.5, color=FAINT, linewidth=0.6)
+        axes.axvline(edge - 0.5, color=FAINT, linewidth=0.6)
+    axes.set(xlabel="taken for", ylabel="what it is")
+    return chart
+
+
+@styled
+def changed_pictures(changes: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart:
+    """Show how often the judges are right on changed pictures.
+
+    Args:
+        changes: By kind of change, rows with "amount", "exact_set" of the evaluator and
+            "exact_scene" of the auditor, see `lab7.examination.score_changes`.
+    """
+    chart, panels = make_panels(2.4, len(changes), sharey=True)
+    for axes, (kind, rows) in zip(panels, changes.items(), strict=True):
+        amount = [row["amount"] for row in rows]
+        for (judge, color, marker, _), score in zip(
+            _JUDGES, ("exact_set", "exact_scene"), strict=True
+        ):
+            value, low, high = bounds([row[score] for row in rows])
+            axes.fill_between(amount, low, high, color=color, alpha=0.15, linewidth=0)
+            axes.plot(amount, value, f"-{marker}", color=color, label=judge)
+        axes.set_xlabel(_CHANGES[kind])
+        axes.xaxis.set_major_formatter("{x:g}")
+    panels[0].set(ylabel="pictures judged right", ylim=(0, 1.02))
+    chart.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right", ncols=2)
+    return chart
+
+
+@styled
+def fooled_judges(fooled: Mapping[str, Mapping[str, Any]]) -> Chart:
+    """Show what the judges say of pictures that are not as asked.
+
+    Args:
+        fooled: By kind of picture "top_k", "exact_set" and "exact_scene", see
+            `lab7.examination.score_fooled`.
+    """
+    chart, (axes,) = make_panels(0.9 + 0.36 * len(fooled))
+    places = -np.arange(len(fooled), dtype=float)
+    for (score, label), color, marker, shift in zip(
+        {
+            "top_k": "top-k, the course's score",
+            "exact_set": "exact set, evaluator",
+            "exact_scene": "exact scene, auditor",
+        }.items(),
+        (GREEN, BLUE, ORANGE),
+        "Dos",
+        (0.2, 0, -0.2),
+        strict=True,
+    ):
+        found = [row[score] for row in fooled.values()]
+        interval_dots(axes, found, places + shift, label, color, marker)
+    axes.set_yticks(places, list(fooled))
+    axes.set(xlim=(-0.02, 1.02), xlabel="score")
+    chart.legend(loc="outside lower right", ncols=3)
+    return chart
+
+
+def _draw_bars(axes: Axes, values: Sequence[float], numbers: bool) -> None:
+    places = range(len(values))
+    axes.bar(places, 1, width=0.8, color="#eff0f2", zorder=0)
+    axes.bar(places, values, width=0.8, color=OBJECT_COLORS.values(), zorder=1)
+    axes.axhline(THRESHOLD, color="#9aa0a8", linewidth=0.7, linestyle=(0, (2, 2)), zorder=2)
+    for x, value in enumerate(values if numbers else ()):
+        color = INK if value >= THRESHOLD else FAINT
+        axes.text(x, 1.05, f"{value:.0%}", fontsize=6, ha="center", va="bottom", color=color)
+    axes.set(ylim=(0, 1.25), yticks=[], xlim=(-0.5, len(values) - 0.5))
+    axes.tick_params(length=0)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
