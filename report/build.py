@@ -229,6 +229,7 @@ def accuracy_table(records: dict[str, Record]) -> str:
         rows.append([name, *(f"{row[x]:.3f}" if x in row else "–" for x in splits)])
     header = ["accuracy", "`test`", "`new_test`", "`unseen`: triples never trained on"]
     hours = ours.get("training.seconds") / 3600
+    exact = [ours.get(f"{name}.audit.exact_scene.value") for name in SCORED]
     note = (
         f"This model has {ours.get('training.parameters') / 1e6:.1f} million parameters and was "
         f"trained for {hours:.1f} hours on {ours.get('training.machine')}. Its pictures, "
