@@ -237,8 +237,8 @@ def accuracy_table(records: dict[str, Record]) -> str:
         f"{ours.get('test.num_inference_steps')} steps each; in brackets 95 % intervals. The other "
         "rows are as published: another evaluator, the course's conditions, one draw. Counted by "
         "the independent auditor, "
-        f"{' and '.join(f'{ours.get(f'{x}.audit.exact_scene.value'):.1%}' for x in SCORED)} of the "
-        "pictures show exactly the objects asked for, each once, and nothing else."
+        f"{exact[0]:.1%} and {exact[1]:.1%} of the pictures for `test` and `new_test` show exactly "
+        "the objects asked for, each once, and nothing else."
     )
     return plots.table(header, rows) + f"\n\n{note}"
 

@@ -27,6 +27,24 @@ SWEEP = {
     ],
 }
 LOG = [{"images": 64 * i, "loss": 1 / i, "lr": 1e-3 / i} for i in range(1, 60)]
+JUDGED = {"evaluator": ESTIMATE, "auditor": Estimate(0.95, 0.9, 0.99, 38, 40)}
+CALIBRATION = {
+    "error": 0.0321,
+    "bins": [{"mean": m, "there": Estimate(m, m - 0.1, m + 0.1, 4, 10)} for m in (0.2, 0.6)],
+}
+RECALL = {
+    "count": {"1": JUDGED, "2": JUDGED},
+    "neighbor": {"<6": JUDGED, ">24": JUDGED, "none": JUDGED},
+    "height": {"20": JUDGED, "40": JUDGED},
+}
+CHANGES = {
+    kind: [{"amount": x, "exact_set": ESTIMATE, "exact_scene": ESTIMATE} for x in (0.0, 0.1)]
+    for kind in ("blur", "brightness", "noise")
+}
+FOOLED = {
+    kind: {"top_k": ESTIMATE, "exact_set": ESTIMATE, "exact_scene": Estimate(0.0, 0.0, 0.01)}
+    for kind in ("as asked", "one twice")
+}
 CHARTS = {
     "picture_grid": lambda: plots.picture_grid(PICTURES, [["red cube"]] * 5, [["gray cube"]] * 5),
     "denoising_row": lambda: plots.denoising_row(PICTURES, ["noise", "", "", "", "picture"]),
@@ -47,6 +65,11 @@ CHARTS = {
     "cooccurrence": lambda: plots.cooccurrence(torch.ones(24, 24)),
     "label_similarity": lambda: plots.label_similarity(torch.eye(24)),
     "verdict_bars": lambda: judge_plots.verdict_bars(torch.rand(24), ["red cube"]),
+    "reliability": lambda: judge_plots.reliability(CALIBRATION),
+    "recall_by": lambda: judge_plots.recall_by(RECALL),
+    "confusion_matrix": lambda: judge_plots.confusion_matrix(3 * torch.eye(24).roll(1, 0)),
+    "changed_pictures": lambda: judge_plots.changed_pictures(CHANGES),
+    "fooled_judges": lambda: judge_plots.fooled_judges(FOOLED),
 }
 
 
@@ -66,12 +89,22 @@ def test_charts_show_themselves_in_notebooks(name):
     assert picture.std() > 5  # not an empty sheet
 
 
-@pytest.mark.parametrize(("name", "kind"), [("picture_grid", "png"), ("accuracy_dots", "svg")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("picture_grid", "png"), ("picture_grid", "webp"), ("accuracy_dots", "svg")]
+)
 def test_files_are_the_same_each_time(tmp_path, name, kind):
     for folder in ("first", "second"):
         CHARTS[name]().save(tmp_path / folder / f"chart.{kind}")
     first, second = (tmp_path / f / f"chart.{kind}" for f in ("first", "second"))
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_webp_is_without_loss(tmp_path):
+    files = [tmp_path / f"chart.{kind}" for kind in ("png", "webp")]
+    for file in files:
+        CHARTS["picture_grid"]().save(file)
+    first, second = (np.asarray(Image.open(file).convert("RGB")) for file in files)
+    assert np.array_equal(first, second) and Image.open(files[1]).format == "WEBP"
 
 
 def test_the_style_is_ours_and_stays_inside():
@@ -161,3 +194,33 @@ def test_table_is_markdown():
 def test_interval_text_takes_records_and_estimates():
     assert plots.interval_text(ESTIMATE) == "0.900 (0.850–0.930)"
     assert plots.interval_text(Estimate(0.5, None, None)) == "0.500"
+
+
+def test_reliability_shows_bins_and_error():
+    left, right = (chart := CHARTS["reliability"]()).axes
+    assert left.get_title("left") == "Calibration error 0.032"
+    assert np.allclose(left.containers[0].lines[0].get_xydata(), [[0.2, 0.2], [0.6, 0.6]])
+    assert [bar.get_height() for bar in right.patches] == [10, 10]
+    assert "calibrated" in texts(chart)
+
+
+def test_recall_has_a_panel_for_each_part_and_both_judges():
+    chart = CHARTS["recall_by"]()
+    groups = [[text.get_text() for text in axes.get_xticklabels()] for axes in chart.axes]
+    assert groups == [list(part) for part in RECALL.values()]
+    for axes in chart.axes:
+        heights = [set(container.lines[0].get_ydata()) for container in axes.containers]
+        assert heights == [{0.9}, {0.95}]
+
+
+def test_confusions_are_written_where_they_are():
+    axes = CHARTS["confusion_matrix"]().axes[0]
+    assert [text.get_text() for text in axes.texts] == ["3"] * 24
+    assert axes.texts[0].get_position() == (23, 0), "column: taken for; row: what it is"
+
+
+def test_fooled_judges_have_a_row_for_each_kind():
+    axes = CHARTS["fooled_judges"]().axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["as asked", "one twice"]
+    values = [list(container.lines[0].get_xdata()) for container in axes.containers]
+    assert values == [[0.9, 0.9], [0.9, 0.9], [0, 0]]

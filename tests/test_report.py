@@ -8,14 +8,18 @@ import torch
 from conftest import SCENES, scene_pictures, write_label_files
 from PIL import Image
 
+from lab7.auditor import compute_audit
 from lab7.dataset import to_float
 from lab7.evaluator import Estimate, compute_scores
 from lab7.evaluator_training import EvaluatorConfig
+from lab7.examination import calibration
 from lab7.experiments import get_experiment
+from lab7.fidelity import Fidelity
 from lab7.labels import LABELS, decode, encode, load_conditions
 from lab7.packs import write_pack
 from lab7.results import RESULTS_DIR, aggregate, append_log, published, read_record, write_record
 from lab7.sampling import to_grid
+from lab7.scoring import compare_judges
 
 SETS = {
     "test": [["red cube"], ["blue cube", "green sphere"]],
@@ -48,7 +52,15 @@ def make_scores(conditions, errors, seed=0, repetitions=2):
     groups = torch.arange(len(conditions)).repeat(repetitions)
     parts = list(zip(*(x.split(len(conditions)) for x in (probabilities, labels)), strict=True))
     top_k = [compute_scores(*part).top_k.value for part in parts]
+    seen = probabilities >= 0.5
+    counts = seen + (torch.rand(labels.shape, generator=rng) < errors).long()
     return {
+        "audit": compute_audit(counts, labels, groups),
+        "agreement": compare_judges(seen, counts, labels, groups),
+        "fidelity": Fidelity(
+            None if max(map(len, conditions)) > 3 else Estimate(0.0123, 0.0112, 0.0134),
+            Estimate(1.234, 1.222, 1.246),
+        ),
         "num_inference_steps": 20,
         "guidance_scale": 3.0,
         "scheduler": "sde-dpmsolver++",
@@ -58,7 +70,7 @@ def make_scores(conditions, errors, seed=0, repetitions=2):
         "top_k": aggregate(top_k),
         "exact_set": aggregate([compute_scores(*part).exact_set.value for part in parts]),
         "top_k_per_repetition": top_k,
-        "seen": decode(probabilities[: len(conditions)] >= 0.5),
+        "seen": decode(seen[: len(conditions)]),
     }
 
 
@@ -117,6 +129,39 @@ def write_evaluator(root):
     to_grid(pictures(16)).save(folder / "mistakes.png")
 
 
+def write_auditor(root):
+    """A record as `train_auditor` writes it."""
+    audits = {n: make_scores([LABELS[:n]] * 40, 0.0004, n)["audit"] for n in range(1, 6)}
+    metrics = {
+        "test": make_scores([LABELS[:3]] * 60, 0.0003)["audit"],
+        "by_count": audits,
+        "doubled": make_scores([LABELS[:4]] * 60, 0.0003)["audit"],
+        "training": {"num_pictures": 14_100, "parameters": 1_680_000},
+    }
+    write_record("auditor", {}, metrics, root)
+
+
+def write_judges(root):
+    """A record as `examine` writes it."""
+    generator = torch.Generator().manual_seed(0)
+    outputs, near = torch.rand(50, 24, generator=generator), Estimate(0.8125, 0.8, 0.83, 81, 100)
+    labels = (torch.rand(50, 24, generator=generator) < outputs).float()
+    both = {"evaluator": near, "auditor": near}
+    rows = [{"amount": x, "exact_set": near, "exact_scene": near} for x in (0.0, 0.1)]
+    kinds = ("as asked", "one too many", "one twice", "one missing", "swapped", "deceived")
+    shown = {"num_pictures": 500, "top_k": near, "exact_set": near, "exact_scene": near}
+    distances = Fidelity(Estimate(0.0456, 0.04, 0.05), Estimate(2.345, 2.3, 2.4))
+    metrics = {
+        "num_pictures": 3000,
+        "calibration": {"raw": calibration(outputs, labels)},
+        "recall": {part: {"<6": both, ">24": both} for part in ("count", "neighbor", "height")},
+        "changes": {kind: rows for kind in ("blur", "brightness", "noise")},
+        "fooled": {kind: shown for kind in kinds},
+        "fidelity": dict.fromkeys(("real", "blurred", "few", "copied", "moved"), distances),
+    }
+    write_record("judges", {}, metrics, root)
+
+
 def write_sweep(root):
     """A record as `sweep` writes it."""
 
@@ -142,6 +187,8 @@ def write_sweep(root):
 def write_results(root, data, pictures, frames):
     """The records that a report needs, and one of the optional experiments."""
     write_evaluator(root)
+    write_auditor(root)
+    write_judges(root)
     write_sweep(root)
     write_generator(root, "ours", data, 0.01, pictures, frames)
     write_generator(root, "original-cosine", data, 0.05, pictures, frames)
@@ -200,7 +247,7 @@ def test_report_is_a_pdf_and_a_page_that_needs_nothing_else(report):
     assert (report / "report.pdf").read_bytes().startswith(b"%PDF-")
     page = (report / "report.html").read_text()
     figures = list((report / "figures").iterdir())
-    assert page.count("<img") == page.count('src="data:image/') == len(figures) == 12
+    assert page.count("<img") == page.count('src="data:image/') == len(figures) == 16
     assert page.count("alt=") == len(figures)
 
 
@@ -215,6 +262,13 @@ def test_report_says_what_the_records_say(report, results):
         for key in keys:
             value, low, high = (record.get(f"{key}.{part}") for part in ("value", "low", "high"))
             assert f"{value:.3f} ({low:.3f}–{high:.3f})" in page, (name, key)
+    for name, key in {
+        "ours": "new_test.audit.exact_scene",
+        "auditor": "doubled.exact_scene",
+        "judges": "fidelity.copied.kernel_distance",
+    }.items():
+        estimate = read_record(name, results).get(key)
+        assert "{value:.3f} ({low:.3f}–{high:.3f})".format(**estimate) in page, (name, key)
     assert "6.54 million parameters" in page and "0.0123" in page and "10,000 steps" in page
     for row in published()["original"]["experiments"].values():
         assert f"<td>{row['test']:.3f}</td><td>{row['new_test']:.3f}</td>" in page
@@ -240,6 +294,8 @@ def test_readme_table_says_what_the_records_say(results, tmp_path):
         )
     assert "| 0.931 | 0.976 | – |" in text and "| 0.972 | 0.964 | – |" in text
     assert "trained for 3.0 hours on a processor of two cores" in text
+    exact = read_record("ours", results).get("new_test.audit.exact_scene.value")
+    assert f" and {exact:.1%} of the pictures for `test` and `new_test` show exactly" in text
 
 
 def test_report_counts_the_data(report):
@@ -270,6 +326,7 @@ def test_pdf_has_no_warnings(work):
         ("ours/metrics.json", "unseen", "scores", "'ours' has no 'metrics.unseen.scores'"),
         ("ours/config.json", "noise", "beta_schedule", "beta_schedule"),
         ("evaluator/metrics.json", None, "test_small", "'evaluator' has no 'metrics.test_small"),
+        ("auditor/metrics.json", None, "doubled", "'auditor' has no 'metrics.doubled'"),
         ("sweep/metrics.json", None, "guidance", "'sweep' has no 'metrics.guidance'"),
     ],
 )
@@ -319,7 +376,7 @@ def test_text_that_no_longer_fits_the_model_stops_the_build(work):
 
 
 def test_scenes_show_objects_being_added(report):
-    sheet = np.asarray(Image.open(report / "figures" / "scenes.png").convert("RGB"))
+    sheet = np.asarray(Image.open(report / "figures" / "scenes.webp").convert("RGB"))
     first, second = sheet[0:192, 0:192].astype(int), sheet[210:402, 0:192].astype(int)
     assert sheet.shape[1] == 3 * 192 + 2 * 18  # three scenes side by side
     assert np.abs(first - second).mean() > 2

@@ -8,13 +8,23 @@ import pytest
 import torch
 from PIL import Image
 
+from lab7.auditor import Auditor, AuditorNetwork
 from lab7.evaluator import Evaluator, build_network
+from lab7.labels import encode
 from lab7.pipeline import load_pipeline, to_pil
 from lab7.plots import split_grid
 from lab7.results import file_hash, read_record
 from lab7.sampling import denoising_frames, to_grid, write_samples
 from lab7.schedulers import scheduler_name
-from lab7.scoring import failed_pictures, record_generator, record_sweep, score_pipeline
+from lab7.scoring import (
+    compare_judges,
+    failed_pictures,
+    record_generator,
+    record_sweep,
+    score_pipeline,
+    score_table,
+    scores,
+)
 
 CONDITIONS = [("red cube",), ("blue sphere", "gray cylinder"), ("cyan cube", "cyan sphere")]
 
@@ -67,6 +77,12 @@ def test_denoising_frames_go_from_noise_to_the_picture(pipeline):
     assert len(denoising_frames(pipeline, condition, 3, num_inference_steps=2)) == 3
 
 
+@pytest.fixture
+def auditor():
+    torch.manual_seed(0)
+    return Auditor(AuditorNetwork(), "cpu")
+
+
 def test_grid_has_eight_a_row_in_order():
     shades = torch.linspace(-1, 1, 10)[:, None, None, None].expand(10, 3, 64, 64)
     sheet = np.asarray(to_grid(shades))
@@ -95,8 +111,37 @@ def test_score_pipeline_scores_what_the_seeds_give(pipeline, evaluator):
     assert metrics["guidance_scale"] == pipeline.config.guidance_scale
 
 
+def test_scores_are_those_of_both_judges(evaluator, auditor):
+    images = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = scores(images, CONDITIONS, evaluator, auditor)
+    labels, groups = encode(CONDITIONS).repeat(2, 1), torch.arange(3).repeat(2)
+    assert found["scores"] == evaluator.scores(images, labels, groups)
+    assert found["audit"] == auditor.audit(images, labels, groups)
+    assert len(found["seen"]) == len(found["counted"]) == 6 and "fidelity" not in found
+    lines = score_table({"mine": found}).splitlines()
+    assert lines[0].split() == ["mine"] and lines[1].split() == ["pictures", "6"]
+    assert [line.split("  ")[0] for line in lines[3:]] == [
+        "top-k", "exact set", "precision", "recall", "F1",
+        "exact scene", "extra", "missing", "swapped", "other",
+        "same labels", "both right", "evaluator alone", "auditor alone", "both wrong",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="5 pictures do not fit 3 conditions"):
+        scores(images[:5], CONDITIONS, evaluator, auditor)
+
+
+def test_judges_agree_where_they_say_the_same():
+    labels = encode([["red cube"]] * 4)
+    seen = encode([["red cube"], ["red cube"], ["gray cube"], []]) > 0
+    counts = encode([["red cube"], ["red cube"], ["red cube"], ["blue cube"]]).long()
+    counts[1] *= 2
+    found = compare_judges(seen, counts, labels, torch.arange(4))
+    assert found.same_labels.hits == 2
+    kinds = (found.both_right, found.evaluator_alone, found.auditor_alone, found.both_wrong)
+    assert [kind.hits for kind in kinds] == [1, 1, 1, 1]
+
+
 def test_record_generator_keeps_scores_pictures_and_log(
-    pipeline, saved_pipeline, evaluator, tmp_path
+    pipeline, saved_pipeline, evaluator, auditor, tmp_path
 ):
     run = tmp_path / "run"
     shutil.copytree(saved_pipeline, run / "pipeline")
@@ -107,7 +152,10 @@ def test_record_generator_keeps_scores_pictures_and_log(
     row = {"step": 4, "images": 16, "loss": 0.5, "seconds": 2.0}
     (run / "log.jsonl").write_text(json.dumps(row) + "\n")
     sets = {"test": CONDITIONS, "valid": CONDITIONS[:2]}
-    scored = {name: score_pipeline(pipeline, evaluator, rows, 1) for name, rows in sets.items()}
+    scored = {}
+    for name, rows in sets.items():
+        metrics, images = scored[name] = score_pipeline(pipeline, evaluator, rows, 2)
+        metrics |= scores(images, rows, evaluator, auditor)
     record_generator("mine", pipeline, evaluator, scored, run / "pipeline", tmp_path / "results")
     folder = tmp_path / "results" / "mine"
     names = {"config.json", "metrics.json", "log.jsonl", "test.png", "denoising.png"}
@@ -116,7 +164,9 @@ def test_record_generator_keeps_scores_pictures_and_log(
     assert metrics["training"]["images_per_second"] == 8
     assert metrics["training"]["machine"] == "mine"
     assert metrics["training"]["date"] == "2026-01-01" and "python" not in metrics["training"]
-    assert metrics["test"]["scores"]["num_pictures"] == 3
+    assert metrics["test"]["scores"]["num_pictures"] == 6
+    assert metrics["test"]["audit"]["num_conditions"] == 3
+    assert [len(metrics["test"][name]) for name in ("seen", "counted")] == [3, 3]
     assert len(metrics["environment"]["weights_sha256"]) == 64
 
 
