@@ -33,7 +33,13 @@ READS = {  # the files each notebook reads, as patterns
         *(f"report/results/{name}/*" for name in ("evaluator", "auditor", "judges")),
     ),
     "02_training": (*DATA, *GENERATOR),
-    "03_sampling": ("data/*.json", "data/weights/*", *GENERATOR, "report/results/sweep/*"),
+    "03_sampling": (
+        "data/*.json",
+        "data/weights/*",
+        *GENERATOR,
+        "report/results/sweep/*",
+        "report/results/judges/*",
+    ),
     "04_ablations": (*GENERATOR, "report/results/**/*.json"),
     "solutions": (*DATA, *GENERATOR, "report/results/*/*.json", "report/results/published.json"),
 }
