@@ -166,7 +166,7 @@ def evaluate(
         scheduler: Sampler, for instance sde-dpmsolver++, dpmsolver++, ddim, ddpm.
         evaluator: Weights of the judge; by default checkpoint.pth of DATA, else ours.
         data: The course's folder; by default $LAB7_DATA, else the embedded set.
-        record: Write the results down under this name; by default those of all condition files.
+        record: Name under which to write the results down, by default of all condition files.
         results: Folder of the records.
         failures: Folder for figures of the pictures that failed, with what was asked and seen.
         device: cuda, mps or cpu; by default the best there is.
@@ -180,7 +180,7 @@ def evaluate(
     from lab7.scoring import (
         record_generator,
         require_same_pictures,
-        score_pipeline,
+        score_sets,
         score_table,
         scores,
     )
@@ -195,17 +195,15 @@ def evaluate(
         require_same_pictures(checkpoint, data)
     names = [conditions] if conditions else CONDITION_FILES if record else SCORED
     sets = {Path(name).stem: _conditions(name, data) for name in names}
-    real, scored = RealPictures(auditor, ICLEVRDataset(data)), {}
+    real = RealPictures(auditor, ICLEVRDataset(data))
     if images is not None:
         ((name, wanted),) = sets.items()
-        scored[name] = {}, load_images(images, len(wanted))
+        pictures = load_images(images, len(wanted))
+        scored = {name: (scores(pictures, wanted, judge, auditor, real), pictures)}
     else:
         pipeline = load_pipeline(checkpoint, device, scheduler)
         settings = {"num_inference_steps": steps, "guidance_scale": guidance}
-        for name, wanted in sets.items():
-            scored[name] = score_pipeline(pipeline, judge, wanted, repetitions, **settings)
-    for name, (metrics, pictures) in scored.items():
-        metrics |= scores(pictures, sets[name], judge, auditor, real)
+        scored = score_sets(pipeline, judge, auditor, real, sets, repetitions, **settings)
     print(score_table({name: metrics for name, (metrics, _) in scored.items()}))
     for name, (metrics, pictures) in scored.items():
         _show_failures(name, sets[name], metrics["counted"], pictures, failures)

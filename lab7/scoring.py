@@ -150,6 +150,28 @@ def scores(
     return found if real is None else found | {"fidelity": real.compare(images, labels, groups)}
 
 
+def score_sets(
+    pipeline: ConditionalDDPMPipeline,
+    evaluator: Evaluator,
+    auditor: Auditor,
+    real: RealPictures | None,
+    sets: dict[str, Conditions],
+    repetitions: int = 4,
+    **settings: Any,
+) -> dict[str, tuple[dict[str, Any], Tensor]]:
+    """Draw sets of conditions, by name, and have both judges score them.
+
+    Returns:
+        By name what `score_pipeline` returns, to its metrics added those of `scores`.
+    """
+    scored = {}
+    for name, conditions in sets.items():
+        metrics, images = score_pipeline(pipeline, evaluator, conditions, repetitions, **settings)
+        metrics |= scores(images, conditions, evaluator, auditor, real)
+        scored[name] = metrics, images
+    return scored
+
+
 def compare_judges(seen: Tensor, counts: Tensor, labels: Tensor, groups: Tensor) -> Agreement:
     """Count how often evaluator and auditor say the same of pictures.
 
@@ -227,8 +249,7 @@ def record_generator(
         name: Of the record.
         pipeline: The generator.
         evaluator: The judge.
-        scored: By name of a set of conditions what `score_pipeline` returned for it, to its metrics
-            added those of `scores`; of "seen" and "counted" the first repetition is kept.
+        scored: What `score_sets` returned; of "seen" and "counted" the first repetition is kept.
         checkpoint: Folder that the pipeline was loaded from; where it lies in the folder of a
             training run, the record gets the run's configuration and log.
         root: Folder of the records.

@@ -22,6 +22,7 @@ from lab7.scoring import (
     record_generator,
     record_sweep,
     score_pipeline,
+    score_sets,
     score_table,
     scores,
 )
@@ -152,10 +153,7 @@ def test_record_generator_keeps_scores_pictures_and_log(
     row = {"step": 4, "images": 16, "loss": 0.5, "seconds": 2.0}
     (run / "log.jsonl").write_text(json.dumps(row) + "\n")
     sets = {"test": CONDITIONS, "valid": CONDITIONS[:2]}
-    scored = {}
-    for name, rows in sets.items():
-        metrics, images = scored[name] = score_pipeline(pipeline, evaluator, rows, 2)
-        metrics |= scores(images, rows, evaluator, auditor)
+    scored = score_sets(pipeline, evaluator, auditor, None, sets, 2)
     record_generator("mine", pipeline, evaluator, scored, run / "pipeline", tmp_path / "results")
     folder = tmp_path / "results" / "mine"
     names = {"config.json", "metrics.json", "log.jsonl", "test.png", "denoising.png"}
