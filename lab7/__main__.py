@@ -375,10 +375,10 @@ def examine(
         record,
         results,
     )
-    raw, scaled = (found["calibration"][key] for key in ("raw", "scaled"))
+    calibration = found["calibration"]
     print(
-        f"calibration error {raw['error']:.4f} over {raw['num_outputs']} unsure outputs; "
-        f"{scaled['error']:.4f} at temperature {found['calibration']['temperature']:.2f}"
+        f"calibration error {calibration['error']:.4f} over {calibration['num_outputs']} unsure "
+        f"outputs of {calibration['num_pictures']} pictures"
     )
     for name, row in found["fooled"].items():
         figures = (f"{key.replace('_', ' ')} {row[key].value:.4f}" for key in FOOLED_SCORES)

@@ -87,8 +87,8 @@ class AuditorNetwork(nn.Module):
         return answer[:, 0], answer[:, 1:]
 
     def features(self, images: Tensor) -> Tensor:
-        """Return (B, 144): what the coarsest level sees, averaged over the picture."""
-        return self._descend(images)[-1].mean(dim=(2, 3))
+        """Return (B, 576): what the coarsest level sees, averaged over each quarter."""
+        return F.adaptive_avg_pool2d(self._descend(images)[-1], 2).flatten(1)
 
     def _descend(self, images: Tensor) -> list[Tensor]:
         levels = [self.stem(images)]
@@ -168,7 +168,7 @@ class Auditor:
 
     @torch.inference_mode()
     def features(self, images: Tensor, batch_size: int = 64) -> Tensor:
-        """Return what the network sees in pictures (B, 3, 64, 64), (B, 144) float32."""
+        """Return what the network sees in pictures (B, 3, 64, 64), (B, 576) float32."""
         parts = [self.network.features(self._prepare(x)).cpu() for x in images.split(batch_size)]
         return torch.cat(parts)
 

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment, minimize_scalar
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import gaussian_blur
@@ -32,7 +31,7 @@ CHANGES = {
     "brightness": (-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3),  # of the full range, added
     "noise": (0.0, 0.025, 0.05, 0.1, 0.15),  # of the full range, standard deviation
 }
-NEIGHBORS = (6, 8, 10, 12, 16, 24)  # pixels to the nearest other object, edges of the groups
+NEIGHBORS = (10, 12, 16, 24)  # pixels to the nearest other object, edges of the groups
 FOOLED_SCORES = ("top_k", "exact_set", "exact_scene")
 _BINS = 9
 _REACH = 5.0  # pixels, that a found middle may be from the true one
@@ -50,6 +49,8 @@ def examine_renders(
 ) -> dict[str, Any]:
     """Measure both judges on the auditor's held-out scenes, see `examine`, and write a record.
 
+    The evaluator's calibration is measured on all of the auditor's scenes: it has seen none.
+
     Args:
         evaluator: The course's or this project's.
         auditor: The other judge.
@@ -59,8 +60,10 @@ def examine_renders(
         results_root: Folder of the records.
     """
     require_writable(Path(results_root) / run_name)
-    _, spare, held_out = split(*read_scenes(renders), AuditorConfig())
-    found = examine(evaluator, auditor, *held_out, dataset, spare)
+    scenes = read_scenes(renders)
+    held_out = split(*scenes, AuditorConfig())[-1]
+    found = examine(evaluator, auditor, *held_out, dataset)
+    found["calibration"] = calibrate(evaluator, *scenes)
     write_record(run_name, {}, found, results_root, weights=evaluator.path)
     return found
 
@@ -71,7 +74,6 @@ def examine(
     images: Tensor,
     objects: Tensor,
     dataset: ICLEVRDataset,
-    for_temperature: tuple[Tensor, Tensor],
 ) -> dict[str, Any]:
     """Measure both judges.
 
@@ -81,34 +83,40 @@ def examine(
         images: (N, 3, 64, 64) uint8, seen by neither.
         objects: (N, 5, 3), what they show, see `lab7.auditor_training.read_scenes`.
         dataset: The generator's training pictures.
-        for_temperature: Further images and objects, to fit `fit_temperature` on.
 
     Returns:
-        "calibration" of the evaluator, see `calibration`, raw and after "temperature"; "recall" of
-        both by "label", "count" of objects, "neighbor" and "height" in the picture, see
-        `object_recall`; "confusion", see `confusions`; "changes", see `score_changes`; "fooled",
-        see `score_fooled`; "fidelity", see `fidelity_controls`.
+        "fooled", see `score_fooled`, from all pictures; from those without a label that stands
+        twice, of which the evaluator has never seen any, "recall" by label, count, distance and
+        height, see `object_recall`, "confusion", see `confusions`, and "changes", see
+        `score_changes`; "fidelity", see `fidelity_controls`.
     """
+    fooled = score_fooled(evaluator, auditor, images, objects)
+    images, objects = without_doubles(images, objects)
     counts = label_counts(objects)
-    labels = (counts > 0).float()
     probabilities = evaluator.predict(images)
-    spare = for_temperature[0], (label_counts(for_temperature[1]) > 0).float()
-    temperature = fit_temperature(evaluator.predict(spare[0]), spare[1])
     named = match(auditor.find(images), objects)
     few = slice(min(len(images), _CHANGED))
     return {
         "num_pictures": len(images),
-        "calibration": {
-            "raw": calibration(probabilities, labels),
-            "temperature": temperature,
-            "scaled": calibration(scale(probabilities, temperature), labels),
-        },
         "recall": object_recall(probabilities, named, objects),
-        "confusion": confusions(probabilities, labels, named, objects),
+        "confusion": confusions(probabilities, counts, named, objects),
         "changes": score_changes(evaluator, auditor, images[few], counts[few]),
-        "fooled": score_fooled(evaluator, auditor, images, objects),
-        "fidelity": fidelity_controls(RealPictures(auditor, dataset), dataset, images, objects),
+        "fooled": fooled,
+        "fidelity": fidelity_controls(RealPictures(auditor, dataset), dataset, images, counts),
     }
+
+
+def without_doubles(images: Tensor, objects: Tensor) -> tuple[Tensor, Tensor]:
+    """Leave out pictures (N, 3, 64, 64) whose objects (N, 5, 3) have a label more than once."""
+    single = (label_counts(objects) <= 1).all(1)
+    return images[single], objects[single]
+
+
+def calibrate(evaluator: Evaluator, images: Tensor, objects: Tensor) -> dict[str, Any]:
+    """Return the `calibration` on pictures (N, 3, 64, 64), those with a label twice left out."""
+    images, objects = without_doubles(images, objects)
+    labels = label_counts(objects).float()
+    return {"num_pictures": len(images)} | calibration(evaluator.predict(images), labels)
 
 
 def calibration(probabilities: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -137,22 +145,6 @@ def calibration(probabilities: Tensor, labels: Tensor) -> dict[str, Any]:
     return {"error": error, "num_outputs": len(outputs), "bins": bins}
 
 
-def fit_temperature(probabilities: Tensor, labels: Tensor) -> float:
-    """Return the temperature with which (B, 24) outputs fit labels best (Guo et al., 2017)."""
-    logits = torch.logit(probabilities.double(), eps=1e-7)
-
-    def cost(logarithm: float) -> float:
-        scaled = logits / np.exp(logarithm)
-        return F.binary_cross_entropy_with_logits(scaled, labels.double()).item()
-
-    return float(np.exp(minimize_scalar(cost, bounds=(-2, 2), method="bounded").x))
-
-
-def scale(probabilities: Tensor, temperature: float) -> Tensor:
-    """Divide the logits of probabilities by a temperature: order and one half stay the same."""
-    return torch.sigmoid(torch.logit(probabilities.double(), eps=1e-12) / temperature).float()
-
-
 def match(sightings: Sequence[Sequence[Sighting]], objects: Tensor) -> Tensor:
     """Return which label the auditor gives to each object: (N, 5) indices, -1 for none.
 
@@ -173,12 +165,10 @@ def match(sightings: Sequence[Sequence[Sighting]], objects: Tensor) -> Tensor:
 def object_recall(probabilities: Tensor, named: Tensor, objects: Tensor) -> dict[str, dict]:
     """Return the share of objects that each judge sees, by what may matter.
 
-    Objects whose label stands twice in the picture do not count: the evaluator cannot tell them.
-
     Args:
         probabilities: (N, 24), the evaluator's.
         named: (N, 5), the auditor's, see `match`.
-        objects: (N, 5, 3).
+        objects: (N, 5, 3), in a picture no label twice.
 
     Returns:
         By "label", by "count" of objects in the picture, by pixels to the nearest "neighbor"
@@ -187,8 +177,7 @@ def object_recall(probabilities: Tensor, named: Tensor, objects: Tensor) -> dict
     """
     kind = objects[:, :, 0].long()
     there = kind >= 0
-    alone = (label_counts(objects).gather(1, kind.clamp(min=0)) == 1) & there
-    rows, columns = alone.nonzero().T
+    rows, columns = there.nonzero().T
     label, height = kind[rows, columns], objects[rows, columns, 2]
     hits = {
         "evaluator": (probabilities[rows, label] >= THRESHOLD).double(),
@@ -282,9 +271,9 @@ def score_changes(
 
 
 def deceive(
-    evaluator: Evaluator, images: Tensor, labels: Tensor, amount: float = 8 / 255, steps: int = 20
+    evaluator: Evaluator, images: Tensor, labels: Tensor, amount: float = 16 / 255, steps: int = 40
 ) -> Tensor:
-    """Change pictures until the evaluator sees labels in them, by no more than the eye notices.
+    """Add a faint grain to pictures that makes the evaluator see labels in them.
 
     Projected gradient descent (Madry et al., “Towards Deep Learning Models Resistant to Adversarial
     Attacks”, 2018, eq. 1).
@@ -332,7 +321,9 @@ def score_fooled(
     several = (single & (counts.sum(1) > 1)).nonzero()[:, 0]
     twice = (~single).nonzero()[:, 0]
     kind = objects[:, :, 0].long()
-    others = several.roll(1)[:_DECEIVED]  # what is asked for is in another picture
+    others = several.roll(1)  # what is asked for is in another picture, which has nothing of it
+    apart = ((counts[several] * counts[others]) == 0).all(1).nonzero()[:_DECEIVED, 0]
+    shown, others = several[apart], others[apart]
     sets = {
         "as asked": (several, counts[several]),
         "one too many": (several, counts[several] - F.one_hot(kind[several, 0], NUM_LABELS)),
@@ -343,39 +334,40 @@ def score_fooled(
     found = {}
     for name, (rows, asked) in sets.items():
         found[name] = _verdicts(evaluator, auditor, to_float(images[rows]), asked)
-    deceiving = deceive(evaluator, to_float(images[several[:_DECEIVED]]), counts[others].float())
+    deceiving = deceive(evaluator, to_float(images[shown]), counts[others].float())
     found["deceived"] = _verdicts(evaluator, auditor, deceiving, counts[others])
     return found
 
 
 def fidelity_controls(
-    real: RealPictures, dataset: ICLEVRDataset, images: Tensor, objects: Tensor
+    real: RealPictures, dataset: ICLEVRDataset, images: Tensor, counts: Tensor
 ) -> dict[str, Fidelity]:
     """Measure the distances of sets for which it is known what they should be.
 
     Args:
         real: The training pictures, as the auditor sees them.
         dataset: The same.
-        images: (N, 3, 64, 64) uint8, further renders; those of a kind with training are used.
-        objects: (N, 5, 3).
+        images: (N, 3, 64, 64) uint8, further renders; of no more objects than training are used.
+        counts: (N, 24), how often they show each label.
 
     Returns:
         For "real" pictures that are not of the training, the same "blurred" by one pixel, "few" of
-        them over and over, and for "copied" training pictures and the same "moved" by one pixel.
+        them over and over, for "copied" training pictures, and for the same "retouched": blurred
+        by half a pixel and brighter by a hundredth.
     """
-    counts = label_counts(objects)
-    rows = ((counts <= 1).all(1) & (counts.sum(1) <= int(real.sizes.max()))).nonzero()[:, 0]
+    rows = (counts.sum(1) <= int(real.sizes.max())).nonzero()[:, 0]
     fresh, labels = images[rows], counts[rows].float()
     few = torch.arange(len(rows)) % 10
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randperm(len(dataset), generator=generator)[: len(rows)]
     copies, copied = dataset.images[chosen], dataset.conditions[chosen]
+    retouched = change(change(to_float(copies), "blur", 0.5), "brightness", 0.01)
     sets = {
         "real": (fresh, labels),
         "blurred": (change(to_float(fresh), "blur", 1.0), labels),
         "few": (fresh[few], labels[few]),
         "copied": (copies, copied),
-        "moved": (copies.roll(1, dims=3), copied),
+        "retouched": (retouched, copied),
     }
     return {name: real.compare(*pair) for name, pair in sets.items()}
 
