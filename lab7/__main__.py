@@ -377,7 +377,7 @@ def examine(
     )
     calibration = found["calibration"]
     print(
-        f"calibration error {calibration['error']:.4f} over {calibration['num_outputs']} unsure "
+        f"calibration error {calibration['error']} over {calibration['num_outputs']} unsure "
         f"outputs of {calibration['num_pictures']} pictures"
     )
     for name, row in found["fooled"].items():

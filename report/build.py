@@ -128,7 +128,7 @@ def draw_figures(records: dict[str, Record], results: Path, data: Path, folder: 
     if "judges" in records:
         judges = records["judges"]
         charts |= {
-            "reliability.svg": judge_plots.reliability(judges.get("calibration.raw")),
+            "reliability.svg": judge_plots.reliability(judges.get("calibration")),
             "recall.svg": judge_plots.recall_by(judges.get("recall")),
             "changes.svg": judge_plots.changed_pictures(judges.get("changes")),
             "fooled.svg": judge_plots.fooled_judges(judges.get("fooled")),

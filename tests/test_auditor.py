@@ -118,7 +118,7 @@ def test_saved_weights_look_alike(auditor, images, tmp_path):
     loaded = Auditor.load(tmp_path / "a.safetensors", "cpu")
     assert loaded.network.threshold == auditor.network.threshold
     assert torch.allclose(loaded.features(images), auditor.features(images), atol=1e-2)
-    assert loaded.features(images).shape == (5, 144)
+    assert loaded.features(images).shape == (5, 576)
 
 
 def test_weights_that_are_absent_or_do_not_fit_are_named(tmp_path):

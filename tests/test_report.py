@@ -153,11 +153,11 @@ def write_judges(root):
     distances = Fidelity(Estimate(0.0456, 0.04, 0.05), Estimate(2.345, 2.3, 2.4))
     metrics = {
         "num_pictures": 3000,
-        "calibration": {"raw": calibration(outputs, labels)},
-        "recall": {part: {"<6": both, ">24": both} for part in ("count", "neighbor", "height")},
+        "calibration": {"num_pictures": 50} | calibration(outputs, labels),
+        "recall": {part: {"<10": both, ">24": both} for part in ("count", "neighbor", "height")},
         "changes": {kind: rows for kind in ("blur", "brightness", "noise")},
         "fooled": {kind: shown for kind in kinds},
-        "fidelity": dict.fromkeys(("real", "blurred", "few", "copied", "moved"), distances),
+        "fidelity": dict.fromkeys(("real", "blurred", "few", "copied", "retouched"), distances),
     }
     write_record("judges", {}, metrics, root)
 
