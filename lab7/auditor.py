@@ -24,6 +24,7 @@ from lab7.packs import IMAGE_SIZE
 WEIGHTS = DATA_DIR / "weights" / "auditor.safetensors"
 STRIDE = 2  # pixels a side of a cell of the network's answer
 WIDTHS = (40, 48, 96, 144)  # channels at 64, 32, 16 and 8 pixels a side
+FEATURES = 4 * WIDTHS[-1]  # numbers that `Auditor.features` describes a picture with
 _RADIUS = 2  # cells in which the middle of an object must be the clearest
 
 

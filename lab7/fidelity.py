@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lab7.auditor import Auditor
+from lab7.auditor import FEATURES, Auditor
 from lab7.dataset import ICLEVRDataset, cache_folder
 from lab7.evaluator import Estimate, share
 from lab7.files import write_atomically
@@ -143,7 +143,7 @@ def _cached_features(auditor: Auditor, images: Tensor) -> Tensor:
     path = cache_folder() / f"features-{key.hexdigest()[:32]}.npy"
     try:
         features = torch.from_numpy(np.load(path))
-        if len(features) == len(images):
+        if features.shape == (len(images), FEATURES):
             return features
     except (OSError, ValueError):
         pass
