@@ -48,7 +48,14 @@ def read_scenes(folder: str | Path) -> tuple[Tensor, Tensor]:
     Returns:
         Pictures (N, 3, 64, 64) uint8, and their objects (N, 5, 3) float32: the index of the label
         (-1: no object), and the middle in pixels from the left and from the top.
+
+    Raises:
+        FileNotFoundError: The folder holds no such scenes.
     """
+    if not (Path(folder) / "scenes.json").is_file():
+        raise FileNotFoundError(
+            f"no scenes in {folder}: `python -m lab7 render auditor` makes them"
+        )
     scenes = read_json(Path(folder) / "scenes.json")
     names, pictures = read_pack(Path(folder) / "pictures.zip")
     objects = np.full((len(names), STEPS, MOST_OBJECTS, 3), -1, np.float32)

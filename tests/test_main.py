@@ -116,6 +116,12 @@ def test_evaluate_and_sweep_write_records(run, tiny, tmp_path, monkeypatch, embe
     assert "audit" not in record.metrics["guidance"][0], "the auditor has no part in choices"
 
 
+def test_what_needs_renders_says_where_they_come_from(run, tmp_path):
+    for command in ("examine", "train-auditor"):
+        result = run(command, "--renders", tmp_path)
+        assert_fails(result, f"no scenes in {tmp_path}", "python -m lab7 render auditor")
+
+
 def test_train_runs_resumes_and_saves(run, embedded_root, tmp_path):
     arguments = ["train", "smoke", "--data", embedded_root, "--output", tmp_path / "run"]
     assert run(*arguments, "--device", "cpu")[0] == 0
