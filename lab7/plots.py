@@ -370,10 +370,17 @@ def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def interval_text(estimate: Any) -> str:
-    """Write an estimate with its 95 % interval, for instance "0.931 (0.902–0.957)"."""
-    value, low, high = (field(estimate, name) for name in ("value", "low", "high"))
-    return f"{value:.3f}" if low is None else f"{value:.3f} ({low:.3f}–{high:.3f})"
+def interval_text(estimate: Any, form: str = "{:.3f}", times: float = 1) -> str:
+    """Write an estimate with its 95 % interval, for instance "0.931 (0.902–0.957)".
+
+    Args:
+        estimate: With `value`, `low` and `high`.
+        form: How a number is written.
+        times: Factor of all three.
+    """
+    numbers = [field(estimate, name) for name in ("value", "low", "high")]
+    value, low, high = (n if n is None else form.format(times * n) for n in numbers)
+    return value if low is None else f"{value} ({low}–{high})"
 
 
 def label_matrix(values: np.ndarray, name: str, **colors: Any) -> Chart:

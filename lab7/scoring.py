@@ -216,8 +216,10 @@ def score_table(sets: dict[str, dict[str, Any]]) -> str:
 def _cell(estimate: Estimate | None) -> str:
     if estimate is None:
         return "–"
-    text = f"{estimate.value:.4f} [{estimate.low:.3f}, {estimate.high:.3f}]"
-    return text if estimate.hits is None else f"{text} {estimate.hits}/{estimate.total}"
+    value, low, high = estimate.value, estimate.low, estimate.high
+    if estimate.hits is None:
+        return f"{value:.5f} [{low:.5f}, {high:.5f}]"
+    return f"{value:.4f} [{low:.3f}, {high:.3f}] {estimate.hits}/{estimate.total}"
 
 
 def failed_pictures(conditions: Conditions, counted: Conditions) -> list[int]:

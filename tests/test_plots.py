@@ -194,6 +194,7 @@ def test_table_is_markdown():
 def test_interval_text_takes_records_and_estimates():
     assert plots.interval_text(ESTIMATE) == "0.900 (0.850–0.930)"
     assert plots.interval_text(Estimate(0.5, None, None)) == "0.500"
+    assert plots.interval_text(ESTIMATE, "{:.1f}", 1000) == "900.0 (850.0–930.0)"
 
 
 def test_reliability_shows_bins_and_error():

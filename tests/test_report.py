@@ -265,10 +265,11 @@ def test_report_says_what_the_records_say(report, results):
     for name, key in {
         "ours": "new_test.audit.exact_scene",
         "auditor": "doubled.exact_scene",
-        "judges": "fidelity.copied.kernel_distance",
+        "judges": "fidelity.copied.nearest_distance",
     }.items():
         estimate = read_record(name, results).get(key)
         assert "{value:.3f} ({low:.3f}–{high:.3f})".format(**estimate) in page, (name, key)
+    assert page.count("45.60 (40.00–50.00)") == 5, "kernel distances are written a thousandfold"
     assert "6.54 million parameters" in page and "0.0123" in page and "10,000 steps" in page
     for row in published()["original"]["experiments"].values():
         assert f"<td>{row['test']:.3f}</td><td>{row['new_test']:.3f}</td>" in page
