@@ -40,11 +40,12 @@ class Sighting:
 
 @dataclass(frozen=True)
 class Audit:
-    """What became of a set of pictures: each is counted in exactly one of the five shares.
+    """What became of a set of pictures: each is counted in exactly one of the six shares.
 
     `exact_scene`: every label is there as often as it was asked for, and nothing else. Of the
-    others, `extra` and `missing` have too many or too few objects; in `swapped` colors and shapes
-    are those asked for, but wrongly paired; in `other` a color or a shape is wrong.
+    others, `extra` and `missing` have too many or too few objects, the rest the right number: in
+    `swapped` colors and shapes are those asked for, but wrongly paired; in `doubled` an object
+    that was asked for stands again in the place of another; in `other` a color or a shape is wrong.
     """
 
     num_pictures: int
@@ -53,6 +54,7 @@ class Audit:
     extra: Estimate
     missing: Estimate
     swapped: Estimate
+    doubled: Estimate
     other: Estimate
 
 
@@ -212,12 +214,15 @@ def compute_audit(counts: Tensor, wanted: Tensor, groups: Tensor | None = None) 
     same_shapes = (seen.sum(2) == asked.sum(2)).all(1)
     exact = (seen == asked).flatten(1).all(1)
     swapped = ~exact & same_colors & same_shapes
+    only_asked = ((seen == 0) | (asked > 0)).flatten(1).all(1)
+    doubled = (surplus == 0) & ~exact & ~swapped & only_asked
     shares = {
         "exact_scene": exact,
         "extra": surplus > 0,
         "missing": surplus < 0,
         "swapped": swapped,
-        "other": (surplus == 0) & ~exact & ~swapped,
+        "doubled": doubled,
+        "other": (surplus == 0) & ~exact & ~swapped & ~doubled,
     }
     return Audit(
         num_pictures=len(counts),

@@ -232,12 +232,12 @@ def held_out_metrics(auditor: Auditor, images: Tensor, objects: Tensor) -> dict:
     """Return how an auditor does on pictures (N, 3, 64, 64) uint8 that it never saw.
 
     Returns:
-        "test": what became of all pictures; "by_count": of those with so many objects; "doubled":
+        "test": what became of all pictures; "by_count": of those with so many objects; "repeated":
         of those that show a label more than once; "distance": quantiles of how far, in pixels,
         a found middle is from the nearest true one.
     """
     counts, wanted = auditor.count(images), label_counts(objects)
-    sizes, doubled = wanted.sum(1), (wanted > 1).any(1)
+    sizes, repeated = wanted.sum(1), (wanted > 1).any(1)
 
     def part(rows: Tensor) -> dict:
         return compute_audit(counts[rows], wanted[rows])
@@ -245,7 +245,7 @@ def held_out_metrics(auditor: Auditor, images: Tensor, objects: Tensor) -> dict:
     return {
         "test": compute_audit(counts, wanted),
         "by_count": {size: part(sizes == size) for size in sizes.unique().tolist()},
-        "doubled": part(doubled),
+        "repeated": part(repeated),
         "distance": _distances(auditor, images, objects),
     }
 

@@ -76,7 +76,8 @@ def test_each_picture_has_one_fate():
         "extra": [["red cube", "blue sphere", "red cube"], ["gray cube"] * 3],
         "missing": [["red cube"], []],
         "swapped": [["blue cube", "red sphere"]],
-        "other": [["red cube", "blue cube"], ["red cube", "red cube"]],
+        "doubled": [["red cube", "red cube"], ["blue sphere", "blue sphere"]],
+        "other": [["red cube", "blue cube"], ["gray cube", "gray cube"]],
     }
     pictures = [labels for group in seen.values() for labels in group]
     counts = torch.stack([sum((encode([[x]])[0] for x in p), torch.zeros(24)) for p in pictures])

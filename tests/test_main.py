@@ -94,7 +94,7 @@ def test_evaluate_prints_a_table_and_shows_failures(run, tiny, tmp_path, embedde
     assert rows["pictures"].split() == ["pictures", "4"]
     assert rows["conditions"].split() == ["conditions", "2"]
     shares = ("top-k", "exact set", "precision", "recall", "F1")
-    for name in (*shares, "exact scene", "extra", "missing", "swapped", "other"):
+    for name in (*shares, "exact scene", "extra", "missing", "swapped", "doubled", "other"):
         assert re.search(r"\d\.\d{4} \[\d\.\d{3}, \d\.\d{3}\] \d+/\d+$", rows[name]), name
     assert "kernel distance" in rows and "nearest distance" in rows
     assert "4 pictures of mine failed" in out and (tmp_path / "f" / "mine.png").exists()

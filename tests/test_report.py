@@ -135,7 +135,7 @@ def write_auditor(root):
     metrics = {
         "test": make_scores([LABELS[:3]] * 60, 0.0003)["audit"],
         "by_count": audits,
-        "doubled": make_scores([LABELS[:4]] * 60, 0.0003)["audit"],
+        "repeated": make_scores([LABELS[:4]] * 60, 0.0003)["audit"],
         "training": {"num_pictures": 14_100, "parameters": 1_680_000},
     }
     write_record("auditor", {}, metrics, root)
@@ -264,7 +264,7 @@ def test_report_says_what_the_records_say(report, results):
             assert f"{value:.3f} ({low:.3f}–{high:.3f})" in page, (name, key)
     for name, key in {
         "ours": "new_test.audit.exact_scene",
-        "auditor": "doubled.exact_scene",
+        "auditor": "repeated.exact_scene",
         "judges": "fidelity.copied.nearest_distance",
     }.items():
         estimate = read_record(name, results).get(key)
@@ -327,7 +327,7 @@ def test_pdf_has_no_warnings(work):
         ("ours/metrics.json", "unseen", "scores", "'ours' has no 'metrics.unseen.scores'"),
         ("ours/config.json", "noise", "beta_schedule", "beta_schedule"),
         ("evaluator/metrics.json", None, "test_small", "'evaluator' has no 'metrics.test_small"),
-        ("auditor/metrics.json", None, "doubled", "'auditor' has no 'metrics.doubled'"),
+        ("auditor/metrics.json", None, "repeated", "'auditor' has no 'metrics.repeated'"),
         ("sweep/metrics.json", None, "guidance", "'sweep' has no 'metrics.guidance'"),
     ],
 )

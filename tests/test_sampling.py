@@ -123,7 +123,7 @@ def test_scores_are_those_of_both_judges(evaluator, auditor):
     assert lines[0].split() == ["mine"] and lines[1].split() == ["pictures", "6"]
     assert [line.split("  ")[0] for line in lines[3:]] == [
         "top-k", "exact set", "precision", "recall", "F1",
-        "exact scene", "extra", "missing", "swapped", "other",
+        "exact scene", "extra", "missing", "swapped", "doubled", "other",
         "same labels", "both right", "evaluator alone", "auditor alone", "both wrong",
     ]  # fmt: skip
     with pytest.raises(ValueError, match="5 pictures do not fit 3 conditions"):
