@@ -187,7 +187,8 @@ def test_report_on_the_courses_files(run, course_work, tmp_path, cache_dir):
     page = (tmp_path / "r" / "report.html").read_text()
     assert "The training set has 9 pictures" in page and "checkpoint.pth" in page
     assert "trained on the course’s pictures" in page and "Mitsuba" not in page
-    assert "ground is not the course" not in page and "renders that it never saw" not in page
+    assert "ground is not the course" not in page and "its own were trained on" not in page
+    assert "The auditor on renders that it never saw" in page and "Reliability of" not in page
 
 
 def test_a_record_is_of_the_pictures_trained_on(run, course_work, tmp_path, weights):
