@@ -134,8 +134,8 @@ def scores(
     Raises:
         ValueError: The number of pictures is no multiple of the number of conditions.
     """
-    repetitions, rest = divmod(len(images), len(conditions))
-    if rest or not repetitions:
+    repetitions, rest = divmod(len(images), len(conditions) or 1)
+    if rest or not repetitions or not conditions:
         raise ValueError(f"{len(images)} pictures do not fit {len(conditions)} conditions")
     labels = encode(conditions).repeat(repetitions, 1)
     groups = torch.arange(len(conditions)).repeat(repetitions)

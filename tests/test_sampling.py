@@ -128,6 +128,8 @@ def test_scores_are_those_of_both_judges(evaluator, auditor):
     ]  # fmt: skip
     with pytest.raises(ValueError, match="5 pictures do not fit 3 conditions"):
         scores(images[:5], CONDITIONS, evaluator, auditor)
+    with pytest.raises(ValueError, match="6 pictures do not fit 0 conditions"):
+        scores(images, [], evaluator, auditor)
 
 
 def test_judges_agree_where_they_say_the_same():
