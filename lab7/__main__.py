@@ -376,9 +376,10 @@ def examine(
         results,
     )
     calibration = found["calibration"]
+    error = "–" if calibration["error"] is None else f"{calibration['error']:.4f}"
     print(
-        f"calibration error {calibration['error']} over {calibration['num_outputs']} unsure "
-        f"outputs of {calibration['num_pictures']} pictures"
+        f"calibration error {error} over {calibration['num_outputs']:,} unsure outputs of "
+        f"{calibration['num_pictures']:,} pictures"
     )
     for name, row in found["fooled"].items():
         figures = (f"{key.replace('_', ' ')} {row[key].value:.4f}" for key in FOOLED_SCORES)

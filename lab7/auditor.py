@@ -16,8 +16,7 @@ from torch.nn import functional as F
 
 from lab7.dataset import DATA_DIR, to_float
 from lab7.devices import choose_device
-from lab7.evaluator import Estimate, share
-from lab7.files import write_atomically
+from lab7.evaluator import Estimate, save_weights, share
 from lab7.labels import COLORS, LABELS, NUM_LABELS
 from lab7.packs import IMAGE_SIZE
 
@@ -134,12 +133,8 @@ class Auditor:
         return cls(network, device)
 
     def save(self, path: str | Path) -> None:
-        """Write the weights as safetensors: matrices in float16, the few others as they are."""
-        tensors = {
-            name: (tensor.half() if tensor.ndim > 1 else tensor).cpu().contiguous()
-            for name, tensor in self.network.state_dict().items()
-        }
-        write_atomically(Path(path), safetensors.torch.save(tensors))
+        """Write the weights, see `save_weights`."""
+        save_weights(self.network, path)
 
     @torch.inference_mode()
     def find(self, images: Tensor, batch_size: int = 64) -> list[list[Sighting]]:

@@ -119,12 +119,8 @@ class Evaluator:
         return evaluator
 
     def save(self, path: str | Path) -> None:
-        """Write the weights as safetensors: matrices in float16, the few others as they are."""
-        tensors = {
-            name: (tensor.half() if tensor.ndim > 1 else tensor).cpu().contiguous()
-            for name, tensor in self.network.state_dict().items()
-        }
-        write_atomically(Path(path), safetensors.torch.save(tensors))
+        """Write the weights, see `save_weights`."""
+        save_weights(self.network, path)
 
     @torch.inference_mode()
     def predict(self, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
@@ -162,6 +158,15 @@ class Evaluator:
     ) -> Scores:
         """Return all scores of pictures (B, 3, 64, 64), see `compute_scores`."""
         return compute_scores(self.predict(images), labels, groups)
+
+
+def save_weights(network: nn.Module, path: str | Path) -> None:
+    """Write weights as safetensors: matrices in float16, the few others as they are."""
+    tensors = {
+        name: (tensor.half() if tensor.ndim > 1 else tensor).cpu().contiguous()
+        for name, tensor in network.state_dict().items()
+    }
+    write_atomically(Path(path), safetensors.torch.save(tensors))
 
 
 def top_k_accuracy(probabilities: torch.Tensor, labels: torch.Tensor) -> float:

@@ -114,13 +114,12 @@ def kernel_distance(x: Tensor, y: Tensor, groups: Tensor | None = None) -> Estim
     return Estimate(value, value - margin, value + margin)
 
 
-def nearest_distances(x: Tensor, y: Tensor, apart: Tensor | None = None) -> Tensor:
+def nearest_distances(x: Tensor, y: Tensor) -> Tensor:
     """Return how far each of x (N, d) is from the nearest of y (M, d), as (N,).
 
     Args:
         x: Features of the pictures that are judged.
         y: Features of the pictures that may have been copied.
-        apart: (N, M) bool, pairs that do not count; None counts all.
     """
     parts = []
     for start in range(0, len(x), 512):
@@ -128,8 +127,6 @@ def nearest_distances(x: Tensor, y: Tensor, apart: Tensor | None = None) -> Tens
         distances = torch.cdist(
             x[start : start + 512], y, compute_mode="donot_use_mm_for_euclid_dist"
         )
-        if apart is not None:
-            distances[apart[start : start + 512]] = torch.inf
         parts.append(distances.min(1).values)
     return torch.cat(parts)
 
