@@ -1,6 +1,8 @@
 """Training states on disk: written atomically, verified when read."""
 
+import errno
 import hashlib
+import io
 import os
 import pickle
 import re
@@ -27,19 +29,29 @@ def save_state(folder: str | Path, step: int, state: dict[str, Any], keep: int =
 
     Returns:
         The file.
+
+    Raises:
+        OSError: It cannot be written; for a full disk the message says what to free.
     """
-    folder = Path(folder)
+    folder, buffer = Path(folder), io.BytesIO()
     folder.mkdir(parents=True, exist_ok=True)
+    torch.save(state, buffer)
+    content = buffer.getbuffer()
+    path = folder / f"step-{step:08d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
     unfinished = folder / f"unfinished-{os.getpid()}"
     try:
-        with open(unfinished, "w+b") as file:
-            torch.save(state, file)
+        with open(unfinished, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        path = folder / f"step-{step:08d}-{digest[:16]}.pt"
         os.replace(unfinished, path)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        needed = f"free at least {len(content) / 1e6:.0f} MB; earlier states are kept"
+        raise OSError(
+            errno.ENOSPC, f"no space left for a training state, {needed}", str(folder)
+        ) from None
     finally:
         unfinished.unlink(missing_ok=True)
     _drop_old(folder, path, keep)

@@ -34,6 +34,7 @@ class TrainConfig:
         compile: Whether to use `torch.compile`, which takes about a minute to pay off.
         log_every: Steps between two rows of the log.
         save_every: Steps between two saved states.
+        sample_every: Steps between two rows of samples; None: no samples.
         tensorboard: Whether to write TensorBoard's event files too.
         scheduler: Scheduler saved for sampling; a name for `convert_scheduler`.
         scheduler_options: Its settings beyond the noise schedule.
@@ -59,7 +60,8 @@ class TrainConfig:
     compile: bool = False
     log_every: int = 50
     save_every: int = 1000
-    tensorboard: bool = True
+    sample_every: int | None = 1000
+    tensorboard: bool = False
     scheduler: str = "ddpm"
     scheduler_options: dict[str, Any] = field(default_factory=dict)
     num_inference_steps: int = 1000
@@ -67,8 +69,8 @@ class TrainConfig:
 
     def __post_init__(self):
         above_zero = ["num_steps", "batch_size", "learning_rate", "log_every", "save_every"]
-        if self.budget_seconds is not None:
-            above_zero.append("budget_seconds")
+        optional = ("budget_seconds", "sample_every")
+        above_zero += [name for name in optional if getattr(self, name) is not None]
         for name in above_zero:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} {getattr(self, name)} must be above 0")

@@ -1,8 +1,9 @@
 """Training of a ConditionalUNet: one configuration, one run that can be stopped and resumed."""
 
-import json
+import contextlib
+import dataclasses
 import math
-import shutil
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -12,9 +13,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import is_tensorboard_available
+from accelerate.utils import broadcast, broadcast_object_list, is_tensorboard_available
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel, compute_snr
 from torch import Tensor
@@ -24,18 +25,22 @@ from tqdm import tqdm
 from lab7.checkpoints import load_latest, save_state
 from lab7.dataset import to_float
 from lab7.devices import bfloat16_is_faster, choose_device, has_compiler
-from lab7.experiments import TrainConfig
-from lab7.files import require_writable, write_atomically
+from lab7.experiments import PRECISIONS, TrainConfig
+from lab7.files import write_atomically
 from lab7.model import ConditionalUNet
 from lab7.pipeline import ConditionalDDPMPipeline, load_pipeline, save_pipeline
-from lab7.results import append_log, environment
+from lab7.results import append_log
+from lab7.run_folder import check_same_run, in_use, postponed_interrupts, prepare_folder, trim_log
+from lab7.sampling import to_grid
 from lab7.schedulers import convert_scheduler
 
-# What may differ between a run and its resumption: none of it changes the course of training.
-FREE_FIELDS = (
-    *("precision", "compile", "log_every", "save_every", "tensorboard"),
-    *("scheduler", "scheduler_options", "num_inference_steps", "guidance_scale"),
+SAMPLED = (  # what the rows of samples show
+    *(("red sphere",), ("gray cube",), ("green cube", "brown cylinder")),
+    *(("blue cube", "blue cylinder"), ("yellow sphere", "purple cylinder", "cyan cube")),
+    *(("red cube", "gray sphere", "green cylinder"), ("red sphere", "cyan cylinder", "cyan cube")),
 )
+PRECISIONS_BY_DEVICE = {"cpu": ("auto", "float32", "bfloat16"), "mps": ("auto", "float32")}
+NOISE_LEVELS = 10  # equal parts of the time steps, for which the loss is logged apart
 
 
 class Pictures(Protocol):
@@ -63,8 +68,8 @@ def train(
     Args:
         config: What to do.
         dataset: The pictures.
-        output_dir: Gets config.json, environment.json, log.jsonl, states/, pipeline/ and
-            TensorBoard's files.
+        output_dir: Gets config.json, environment.json, log.jsonl, states/, pipeline/, samples/
+            and TensorBoard's files.
         resume: Whether to go on from the latest state in `output_dir`; otherwise what is there
             is replaced.
         max_seconds: Save and stop after so many seconds of this call.
@@ -76,37 +81,66 @@ def train(
         The pipeline with the averaged weights.
 
     Raises:
-        ValueError: If `output_dir` holds another run, or the loss is no longer finite.
+        ValueError: If `output_dir` holds another run or is in use by one, the batch, the
+            precision or the device does not fit, or the loss is no longer finite.
+        KeyboardInterrupt: After Ctrl+C, a notebook's Stop or SIGTERM, when all is saved.
     """
     output_dir = Path(output_dir)
     if max_seconds is not None and not max_seconds > 0:
         raise ValueError(f"max_seconds {max_seconds} must be above 0")
+    state = load_latest(output_dir / "states") if resume else None
     if resume:
-        _check_same_run(output_dir / "config.json", config)
+        check_same_run(output_dir, config, state)
     run = Run(config, dataset, choose_device(device), output_dir)
-    _prepare_folder(output_dir, config, resume, getattr(dataset, "course", False))
+    with contextlib.ExitStack() as stack:
+        if run.is_main:
+            stack.enter_context(in_use(output_dir))
+            prepare_folder(output_dir, config, resume, getattr(dataset, "course", False))
+            trim_log(output_dir / "log.jsonl", 0 if state is None else state["step"])
+        run.accelerator.wait_for_everyone()
+        run.restore(state)
+        interrupted = stack.enter_context(postponed_interrupts())
+        _go_on(run, max_seconds or math.inf, callback, progress and run.is_main, interrupted)
+        if interrupted():
+            raise KeyboardInterrupt
+    return run.pipeline()
+
+
+def _go_on(
+    run: "Run",
+    max_seconds: float,
+    callback: Callable[[dict[str, Any]], Any] | None,
+    progress: bool,
+    interrupted: Callable[[], bool],
+) -> None:
+    """Train until the run is finished or has to stop, and save."""
+    config, stop_at = run.config, run.seconds + max_seconds
     run.accelerator.init_trackers("tensorboard")
-    run.restore(load_latest(output_dir / "states"))
-    _trim_log(output_dir / "log.jsonl", run.step)
-    stop_at = run.seconds + (math.inf if max_seconds is None else max_seconds)
-    how = f"{run.images.device}, {run.precision}"
-    bar = tqdm(desc=how, total=config.num_steps, initial=run.step, disable=not progress)
-    stopped = run.finished
+    stopped = run.agree(run.finished)
     if stopped:  # The settings of sampling may be others now.
-        save_pipeline(run.pipeline(), output_dir / "pipeline")
+        run.save_pipeline()
+    bar = tqdm(
+        desc=f"{run.images.device}, {run.precision}",
+        total=config.num_steps * config.batch_size,
+        initial=run.step * config.batch_size,
+        unit=" pictures",
+        unit_scale=True,
+        disable=not progress,
+    )
     while not stopped:
         run.update()
-        bar.update()
-        stopped = run.finished or run.seconds >= stop_at
+        bar.update(config.batch_size)
+        stopped = run.agree(run.finished or run.seconds >= stop_at or interrupted())
         if stopped or run.step % config.log_every == 0:
             row = run.report()
             bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
-            stopped |= callback is not None and callback(row) is True
+            stopped |= run.agree(callback is not None and callback(row) is True)
         if stopped or run.step % config.save_every == 0:
             run.save()
+        if config.sample_every and run.step % config.sample_every == 0:
+            run.draw_samples()
     bar.close()
     run.accelerator.end_training()
-    return run.pipeline()
 
 
 def diffusion_loss(
@@ -118,7 +152,24 @@ def diffusion_loss(
     noise: Tensor,
     snr_gamma: float | None = None,
 ) -> Tensor:
-    """Compute the training loss of a batch.
+    """Compute the training loss of a batch: the mean of `picture_losses`, which has the arguments.
+
+    Returns:
+        The mean squared error (Ho et al. 2020, eq. 14), a scalar.
+    """
+    return picture_losses(unet, scheduler, x0, cond, t, noise, snr_gamma).mean()
+
+
+def picture_losses(
+    unet: torch.nn.Module,
+    scheduler: DDPMScheduler,
+    x0: Tensor,
+    cond: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    snr_gamma: float | None = None,
+) -> Tensor:
+    """Compute the training loss of each picture of a batch.
 
     Args:
         unet: Called with (xt, t, cond).
@@ -130,7 +181,7 @@ def diffusion_loss(
         snr_gamma: Weight the loss by min(SNR, gamma) in units of x0 (Hang et al. 2023, eq. 8).
 
     Returns:
-        The mean squared error (Ho et al. 2020, eq. 14), a scalar.
+        (B,), the squared error as a mean over pixels and channels, in float32.
     """
     xt = scheduler.add_noise(x0, noise, t)
     kind = scheduler.config.prediction_type
@@ -144,7 +195,7 @@ def diffusion_loss(
         snr = compute_snr(scheduler, t)
         in_x0 = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[kind]
         loss = loss * snr.clamp(max=snr_gamma) / in_x0
-    return loss.mean()
+    return loss
 
 
 class Run:
@@ -153,15 +204,26 @@ class Run:
     Args:
         config: What to do.
         dataset: The pictures; held on the device as uint8.
-        device: Where to train.
+        device: Where to train; with several processes each has its own of this kind.
         output_dir: Where logs and states go.
+
+    Raises:
+        ValueError: A batch that is larger than the data or that the processes cannot share, or a
+            precision that the device lacks.
     """
 
     def __init__(
         self, config: TrainConfig, dataset: Pictures, device: torch.device, output_dir: Path
     ):
+        if config.batch_size > len(dataset.images):
+            raise ValueError(
+                f"batch_size {config.batch_size} is larger than the data: there are "
+                f"{len(dataset.images)} pictures"
+            )
         self.config, self.output_dir = config, output_dir
         self.step, self.seconds = 0, 0.0
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            device = PartialState(cpu=device.type == "cpu").device
         self.images = dataset.images.to(device)
         self.conditions = dataset.conditions.to(device)
         self.order = PictureOrder(len(self.images), config.batch_size, config.seed, device)
@@ -175,13 +237,30 @@ class Run:
         )
         self.accelerator = _build_accelerator(config, network, output_dir)
         self.unet, self.optimizer = self.accelerator.prepare(network, self.optimizer)
-        self._loss = torch.zeros((), device=device)
+        if config.batch_size % self.accelerator.num_processes:
+            raise ValueError(
+                f"batch_size {config.batch_size} is not a multiple of the "
+                f"{self.accelerator.num_processes} processes"
+            )
+        self._losses = torch.zeros(2, NOISE_LEVELS, device=device)  # sums, and of how many
         self._reported = (0, 0.0)
 
     @property
     def precision(self) -> str:
         """What the forward pass is computed in: "no" autocast, "bf16" or "fp16"."""
         return self.accelerator.mixed_precision
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the only process, or the one of several that writes."""
+        return self.accelerator.is_main_process
+
+    def agree(self, stop: bool) -> bool:
+        """Tell whether any of the processes wants to stop."""
+        if self.accelerator.num_processes == 1:
+            return stop
+        wish = torch.tensor(float(stop), device=self.images.device)
+        return self.accelerator.reduce(wish).item() > 0
 
     @property
     def finished(self) -> bool:
@@ -192,24 +271,27 @@ class Run:
     def update(self) -> None:
         """Do one optimizer step; nothing in it waits for the device."""
         started = time.perf_counter()
-        lr = learning_rate(self.config, self.step, self.seconds)
+        lr = learning_rate(self.config, self.step, self._spent())
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        x0, cond, t, noise = self.batch()
         with self.accelerator.autocast():
-            loss = diffusion_loss(
-                self.unet, self.scheduler, *self.batch(), snr_gamma=self.config.snr_gamma
+            losses = picture_losses(
+                self.unet, self.scheduler, x0, cond, t, noise, self.config.snr_gamma
             )
-        self.accelerator.backward(loss)
+        self.accelerator.backward(losses.mean())
         self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.step(self.network.parameters())
-        self._loss += loss.detach()
+        level = t * NOISE_LEVELS // self.scheduler.config.num_train_timesteps
+        self._losses[0].index_add_(0, level, losses.detach())
+        self._losses[1] += torch.bincount(level, minlength=NOISE_LEVELS)
         self.step += 1
         self.seconds += time.perf_counter() - started
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Draw x0, cond, t and noise of the present step."""
+        """Draw x0, cond, t and noise of the present step: this process's share of the batch."""
         config, device = self.config, self.images.device
         rows = self.order(self.step)
         x0, cond = to_float(self.images[rows]), self.conditions[rows]
@@ -218,15 +300,20 @@ class Run:
         noise = torch.randn(x0.shape, **draw)
         t = torch.randint(self.scheduler.config.num_train_timesteps, (len(rows),), **draw)
         keep = torch.rand((len(rows), 1), **draw) >= config.label_dropout
-        return x0, cond * keep, t, noise
+        part = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        return x0[part], (cond * keep)[part], t[part], noise[part]
 
     def report(self) -> dict[str, float]:
         """Write a row of the log: means since the row before."""
         started = time.perf_counter()
         step, seconds = self._reported
-        loss = self._loss.item() / (self.step - step)
+        sums, counts = self.accelerator.reduce(self._losses).tolist()
+        loss = sum(sums) / sum(counts)
         if not math.isfinite(loss):
-            raise ValueError(f"the loss is {loss} at step {self.step}: lower the learning rate")
+            raise ValueError(
+                f"the loss is {loss} at step {self.step}: lower the learning rate; the last good "
+                f"weights are in {self.output_dir}"
+            )
         # On a GPU this is where the steps queued so far are waited for.
         self.seconds += time.perf_counter() - started
         images = (self.step - step) * self.config.batch_size
@@ -238,15 +325,29 @@ class Run:
             "images_per_second": images / (self.seconds - seconds),
             "seconds": self.seconds,
         }
-        self._loss.zero_()
+        levels = [a / b if b else None for a, b in zip(sums, counts, strict=True)]
+        self._losses.zero_()
         self._reported = (self.step, self.seconds)
-        append_log(self.output_dir / "log.jsonl", row)
-        self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=self.step)
-        return row
+        if self.is_main:
+            append_log(self.output_dir / "log.jsonl", row | {"loss_by_level": levels})
+            self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=self.step)
+        return row | {"loss_by_level": levels}
 
     def save(self) -> None:
-        """Save a state to resume from, and the pipeline as it is now."""
+        """Save a state to resume from, and the pipeline as it is now.
+
+        Raises:
+            ValueError: The weights are no longer finite; nothing is written.
+        """
+        if not all(weight.isfinite().all() for weight in self.network.parameters()):
+            raise ValueError(
+                f"the weights are no longer finite at step {self.step}: lower the learning rate; "
+                f"the last good ones are in {self.output_dir}"
+            )
+        if not self.is_main:
+            return
         state = {
+            "config": dataclasses.asdict(self.config),
             "step": self.step,
             "seconds": self.seconds,
             "unet": self.network.state_dict(),
@@ -254,7 +355,25 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
         }
         save_state(self.output_dir / "states", self.step, state)
-        save_pipeline(self.pipeline(), self.output_dir / "pipeline")
+        self.save_pipeline()
+
+    def save_pipeline(self) -> None:
+        """Save the averaged weights as they are now."""
+        if self.is_main:
+            save_pipeline(self.pipeline(), self.output_dir / "pipeline")
+
+    def draw_samples(self) -> None:
+        """Draw a row of pictures, always for the same conditions and seeds."""
+        if not self.is_main:
+            return
+        started = time.perf_counter()
+        images = self.pipeline()(
+            SAMPLED, seeds=range(len(SAMPLED)), output_type="pt", progress=False
+        ).images
+        sheet = to_grid(images, columns=len(images))
+        path = self.output_dir / "samples" / f"step-{self.step:08d}.png"
+        write_atomically(path, lambda file: sheet.save(file, "PNG"))
+        self.seconds += time.perf_counter() - started
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Go back to a saved state; None leaves the run at its start."""
@@ -266,6 +385,12 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema.load_state_dict(state["ema"])
         self.ema.to(self.images.device)
+
+    def _spent(self) -> float:
+        """The seconds that the learning rate follows: the same in all processes."""
+        if self.config.budget_seconds is None or self.accelerator.num_processes == 1:
+            return self.seconds
+        return broadcast(torch.tensor(self.seconds, device=self.images.device)).item()
 
     def pipeline(self) -> ConditionalDDPMPipeline:
         """Make a pipeline of the averaged weights."""
@@ -349,12 +474,19 @@ def _build_unet(config: TrainConfig) -> ConditionalUNet:
 
 
 def _build_accelerator(config: TrainConfig, unet: ConditionalUNet, output_dir: Path) -> Accelerator:
+    allowed = PRECISIONS_BY_DEVICE.get(unet.device.type, PRECISIONS)
+    if config.precision not in allowed:
+        raise ValueError(
+            f"precision {config.precision!r} is not for {unet.device.type}: choose one of "
+            f"{', '.join(allowed)}"
+        )
     precision = choose_precision(unet) if config.precision == "auto" else config.precision
+    precision = broadcast_object_list([precision])[0]  # the timings of processes may differ
     compiled = config.compile and has_compiler()
     if config.compile and not compiled:
         warnings.warn("no C++ compiler found: training without torch.compile", stacklevel=4)
     # Accelerate keeps the precision of the first Accelerator for the life of the process.
-    AcceleratorState._reset_state(reset_partial_state=True)
+    AcceleratorState._reset_state(reset_partial_state=PartialState().num_processes == 1)
     return Accelerator(
         mixed_precision={"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[precision],
         dynamo_backend="inductor" if compiled else "no",
@@ -362,38 +494,6 @@ def _build_accelerator(config: TrainConfig, unet: ConditionalUNet, output_dir: P
         log_with="tensorboard" if config.tensorboard and is_tensorboard_available() else None,
         project_dir=output_dir,
     )
-
-
-def _prepare_folder(output_dir: Path, config: TrainConfig, resume: bool, course: bool) -> None:
-    """Make the folder of a run and note in it what the run is; without `resume`, empty it first."""
-    require_writable(output_dir)
-    if not resume:
-        for name in ("states", "tensorboard", "pipeline"):
-            shutil.rmtree(output_dir / name, ignore_errors=True)
-        for name in ("config.json", "environment.json", "log.jsonl"):
-            (output_dir / name).unlink(missing_ok=True)
-    write_atomically(output_dir / "config.json", config.to_json())
-    where = environment() | {"course_pictures": course}
-    write_atomically(output_dir / "environment.json", json.dumps(where, indent=2) + "\n")
-
-
-def _check_same_run(path: Path, config: TrainConfig) -> None:
-    if not path.exists():
-        return
-    before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(config.to_json())
-    for name in now:
-        if name not in FREE_FIELDS and before.get(name) != now[name]:
-            raise ValueError(
-                f"{path.parent} holds a run with {name} = {before.get(name)}, not {now[name]}: "
-                "choose another folder, or do not resume"
-            )
-
-
-def _trim_log(path: Path, step: int) -> None:
-    """Drop the rows beyond the state that a run goes on from: it will write them again."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        write_atomically(path, "".join(line for line in lines if json.loads(line)["step"] <= step))
 
 
 def _mix(*numbers: int) -> int:

@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,12 +13,14 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from diffusers.optimization import get_cosine_schedule_with_warmup
+from PIL import Image
 
 import lab7.training
 from lab7.experiments import TrainConfig, get_experiment
 from lab7.pipeline import load_pipeline
 from lab7.schedulers import scheduler_name
 from lab7.training import (
+    SAMPLED,
     PictureOrder,
     Run,
     choose_precision,
@@ -129,7 +133,7 @@ def test_learning_rate_follows_the_time():
 
 def test_training_learns(tmp_path):
     black = SimpleNamespace(
-        images=torch.zeros(4, 3, 64, 64, dtype=torch.uint8), conditions=torch.eye(24)[:4]
+        images=torch.zeros(8, 3, 64, 64, dtype=torch.uint8), conditions=torch.eye(24)[:8]
     )
     config = replace(
         SMOKE, num_steps=30, batch_size=8, learning_rate=1e-2, ema_decay=0.0, log_every=10
@@ -145,7 +149,12 @@ def test_training_learns(tmp_path):
     rows = read_log(tmp_path)
     assert [row["step"] for row in rows] == [10, 20, 30]
     assert rows[-1]["images"] == 240
-    assert set(rows[0]) == {"step", "images", "loss", "lr", "images_per_second", "seconds"}
+    assert set(rows[0]) == {
+        *("step", "images", "loss", "lr", "images_per_second", "seconds", "loss_by_level")
+    }
+    for row in rows:
+        levels = [loss for loss in row["loss_by_level"] if loss is not None]
+        assert len(row["loss_by_level"]) == 10 and min(levels) <= row["loss"] <= max(levels)
 
 
 def test_resumed_run_is_the_same_run(tmp_path, dataset):
@@ -250,10 +259,10 @@ def test_warm_start(tmp_path, dataset, finished):
 
 @pytest.mark.parametrize(("dropout", "expected"), [(0.0, 1.0), (1.0, 0.0), (0.3, 0.7)])
 def test_label_dropout_takes_whole_conditions(tmp_path, dropout, expected):
-    conditions = torch.zeros(4, 24)
+    conditions = torch.zeros(400, 24)
     conditions[:, :3] = 1
     pictures = SimpleNamespace(
-        images=torch.zeros(4, 3, 64, 64, dtype=torch.uint8), conditions=conditions
+        images=torch.zeros(400, 3, 64, 64, dtype=torch.uint8), conditions=conditions
     )
     config = replace(SMOKE, label_dropout=dropout, batch_size=400)
     x0, cond, t, noise = Run(config, pictures, torch.device("cpu"), tmp_path).batch()
@@ -298,10 +307,89 @@ def test_no_compiler_falls_back(tmp_path, dataset, monkeypatch):
         train(config, dataset, tmp_path, progress=False)
 
 
-def test_diverged_loss_is_reported(tmp_path, dataset):
+def test_a_diverged_training_stops_and_keeps_the_last_good_weights(tmp_path, dataset):
+    config = replace(SMOKE, num_steps=30, log_every=5, save_every=1, warmup_steps=0)
+    train(config, dataset, tmp_path, progress=False, callback=lambda row: True)
+    (good,) = {step for step in map(saved_step, (tmp_path / "states").iterdir()) if step == 5}
+
+    class Broken(Run):
+        def update(self):
+            super().update()
+            if self.step == 8:
+                next(self.network.parameters()).data.fill_(math.nan)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lab7.training, "Run", Broken)
+        with pytest.raises(ValueError, match=f"no longer finite at step 8.*{tmp_path.name}"):
+            train(config, dataset, tmp_path, progress=False)
+    steps = {saved_step(path) for path in (tmp_path / "states").iterdir()}
+    assert steps == {6, 7} and good not in steps
+    assert weights(load_pipeline(tmp_path / "pipeline", "cpu")).isfinite().all()
+    train(replace(config, save_every=50), dataset, tmp_path, progress=False)
+
+
+def saved_step(path):
+    return int(path.name.split("-")[1])
+
+
+def test_a_diverged_loss_is_reported(tmp_path, dataset):
     config = replace(SMOKE, num_steps=30, learning_rate=1e30, max_grad_norm=1e30)
     with pytest.raises(ValueError, match="the loss is nan at step"):
         train(config, dataset, tmp_path, progress=False)
+
+
+def test_what_does_not_fit_is_refused(tmp_path, dataset):
+    for changes, message in [
+        ({"batch_size": 11}, "batch_size 11 is larger than the data: there are 10 pictures"),
+        ({"precision": "float16"}, "'float16' is not for cpu: choose one of auto, float32, bfl"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            train(replace(SMOKE, **changes), dataset, tmp_path, progress=False, device="cpu")
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_rows_of_samples_show_the_same_conditions(tmp_path, dataset):
+    config = replace(SMOKE, sample_every=2)
+    train(config, dataset, tmp_path, progress=False)
+    sheets = sorted((tmp_path / "samples").iterdir())
+    assert [sheet.name for sheet in sheets] == ["step-00000002.png", "step-00000004.png"]
+    assert Image.open(sheets[0]).size == (len(SAMPLED) * 66 + 2, 68)
+
+
+def test_two_processes_do_what_one_does(tmp_path):
+    """The same batches in halves: the same losses, and one of the two writes."""
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    losses = {}
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        launch += [f"--nproc-per-node={processes}", script, folder]
+        done = subprocess.run(launch, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        rows = read_log(folder)
+        assert [row["step"] for row in rows] == list(range(1, 51))
+        losses[processes] = torch.tensor([row["loss"] for row in rows])
+    assert torch.allclose(losses[1], losses[2], rtol=1e-3, atol=0)
+    assert losses[1].std() > 0.01
+
+
+TWO = """
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import torch
+
+from lab7.experiments import get_experiment
+from lab7.training import train
+
+generator = torch.Generator().manual_seed(0)
+images = torch.randint(0, 256, (40, 3, 64, 64), generator=generator, dtype=torch.uint8)
+pictures = SimpleNamespace(images=images, conditions=torch.eye(24).repeat(2, 1)[:40])
+config = replace(get_experiment("smoke").config, num_steps=50, batch_size=8, log_every=1)
+train(config, pictures, sys.argv[1], progress=False, device="cpu")
+"""
 
 
 @pytest.mark.parametrize(
