@@ -2,7 +2,15 @@
 
 import runpy
 
+import pytest
+
 from lab7.__main__ import ROOT
+
+
+@pytest.fixture(autouse=True)
+def beside_each_other(monkeypatch):
+    """Run as a script, a benchmark can import the files next to it."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
 
 
 def run(name, *arguments):
