@@ -24,8 +24,9 @@ MOST_FAILURES = 64  # pictures that `evaluate` shows of a set
 
 
 def train(
-    experiment: Annotated[str, tyro.conf.Positional] = "ours",
+    name: Annotated[str | None, tyro.conf.Positional] = None,
     /,
+    preset: str | None = None,
     output: Path | None = None,
     data: Path | None = None,
     minutes: float | None = None,
@@ -35,25 +36,32 @@ def train(
     learning_rate: float | None = None,
     init_from: str | None = None,
     seed: int | None = None,
-    compile: bool = False,
+    compile: bool | None = None,
+    tensorboard: bool = False,
     resume: bool = True,
     device: str | None = None,
 ) -> None:
     """Train a named configuration; stopped and started again it goes on where it was.
 
+    Several processes share each batch under torchrun or accelerate launch, one a GPU:
+    torchrun --nproc-per-node=2 -m lab7 train.
+
     Args:
-        experiment: Name of the configuration: ours, original-baseline, original-channels,
-            original-one-layer, original-half-channels, original-cosine.
-        output: Folder of the run; by default runs/EXPERIMENT.
+        name: The same as --preset.
+        preset: Name of the configuration: ours (the default), laptop, small-gpu, large-gpu,
+            original-baseline, original-channels, original-one-layer, original-half-channels,
+            original-cosine.
+        output: Folder of the run; by default runs/PRESET.
         data: The course's folder; by default $LAB7_DATA, else the embedded set.
         minutes: Stop after so many minutes, to be resumed later.
         budget: Minutes of the whole training: the learning rate runs out with them.
-        steps: Optimizer steps of the whole training.
-        batch_size: Pictures a step.
-        learning_rate: Highest learning rate.
-        init_from: Saved pipeline whose weights to start from.
+        steps: Optimizer steps of the whole training; more of them extend a finished one.
+        batch_size: Pictures a step, of all processes together.
+        learning_rate: Highest learning rate of AdamW.
+        init_from: Folder of a saved pipeline whose weights to start from.
         seed: Of the first weights, the order of the pictures and the noise.
-        compile: Use torch.compile, which takes about a minute to pay off.
+        compile: Use torch.compile, which takes about a minute to pay off; by default the preset's.
+        tensorboard: Write TensorBoard's files into OUTPUT/tensorboard, too.
         resume: Go on from the latest state in OUTPUT; --no-resume starts anew.
         device: cuda, mps or cpu; by default the best there is.
     """
@@ -61,7 +69,11 @@ def train(
     from lab7.dataset import ICLEVRDataset
     from lab7.experiments import get_experiment
 
+    if name is not None and preset is not None:
+        raise ValueError(f"two presets, {name!r} and {preset!r}: give one")
+    preset = name or preset or "ours"
     changes = {
+        "compile": compile,
         "budget_seconds": None if budget is None else 60 * budget,
         "num_steps": steps,
         "batch_size": batch_size,
@@ -70,8 +82,9 @@ def train(
         "seed": seed,
     }
     changes = {name: value for name, value in changes.items() if value is not None}
-    config = dataclasses.replace(get_experiment(experiment).config, compile=compile, **changes)
-    output = output or ROOT / "runs" / experiment
+    config = get_experiment(preset).config
+    config = dataclasses.replace(config, tensorboard=tensorboard, **changes)
+    output = output or ROOT / "runs" / preset
     training.train(
         config,
         ICLEVRDataset(data),
@@ -209,6 +222,49 @@ def evaluate(
         _show_failures(name, sets[name], metrics["counted"], pictures, failures)
     if record is not None:
         record_generator(record, pipeline, judge, scored, checkpoint, results, data, **settings)
+
+
+def reproduce(
+    presets: tuple[str, ...] = (),
+    minutes: float | None = None,
+    reserve: float = 3.0,
+    epochs: float | None = None,
+    repetitions: int = 4,
+    output: Path = ROOT / "runs",
+    results: Path = RESULTS,
+    data: Path | None = None,
+    device: str | None = None,
+) -> None:
+    """Train, draw and score the original report's experiments, as many as fit into the time.
+
+    Started again it goes on: what has a record is left alone, what is half trained is resumed.
+
+    Args:
+        presets: Which, in this order; by default all five.
+        minutes: Time for all of it; by default there is no limit.
+        reserve: Minutes of them kept for drawing and scoring the last one.
+        epochs: Passes over the data; by default the report's 150.
+        repetitions: Pictures of each condition.
+        output: Folder of the runs. Of a scored one the states are removed.
+        results: Folder of the records.
+        data: The course's folder; by default $LAB7_DATA, else the embedded set.
+        device: cuda, mps or cpu; by default the best there is.
+    """
+    from lab7.dataset import ICLEVRDataset
+    from lab7.reproduction import ORIGINALS, reproduce_experiments
+
+    reproduce_experiments(
+        presets or ORIGINALS,
+        ICLEVRDataset(data),
+        data,
+        output,
+        results,
+        seconds=None if minutes is None else 60 * minutes,
+        reserve=60 * reserve,
+        epochs=epochs,
+        repetitions=repetitions,
+        device=device,
+    )
 
 
 def sweep(
@@ -499,6 +555,7 @@ def main() -> None:
         train,
         sample,
         evaluate,
+        reproduce,
         render,
         report,
         handin,
