@@ -7,11 +7,9 @@ GPU. Ours are the defaults of `lab7.training` for the device.
 """
 
 import dataclasses
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -19,11 +17,10 @@ import tyro
 from diffusers import DDPMScheduler
 from png_files import PNGFolder, write_pngs
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from lab7.dataset import ICLEVRDataset
 from lab7.devices import choose_device
-from lab7.experiments import EXPERIMENTS, TrainConfig, get_experiment
+from lab7.experiments import TrainConfig, get_experiment
 from lab7.model import ConditionalUNet
 from lab7.results import describe_machine
 from lab7.training import Run

@@ -221,6 +221,32 @@ def training_curve(log: Sequence[Mapping[str, float]]) -> Chart:
 
 
 @styled
+def loss_by_level(log: Sequence[Mapping[str, Any]]) -> Chart:
+    """Show how the loss falls at each level of noise.
+
+    Args:
+        log: Rows of a training's log.jsonl with `loss_by_level`: for equal parts of the time
+            steps, from little noise to much, the loss or None.
+    """
+    chart, (left, right) = make_panels(2.5, 2, width_ratios=(3, 2))
+    rows = [row for row in log if row.get("loss_by_level")]
+    losses = np.array([row["loss_by_level"] for row in rows], dtype=float)
+    count, window = losses.shape[1], max(1, len(rows) // 25)
+    shades = mpl.colormaps["viridis"](np.linspace(0, 0.9, count))
+    starts = range(0, len(rows), window)
+    means = np.array([np.nanmean(losses[start : start + window], axis=0) for start in starts])
+    images = [_column(rows[start : start + window], "images").mean() for start in starts]
+    for level in range(count):
+        left.plot(images, means[:, level], color=shades[level], linewidth=1.2)
+    left.set(title="Loss by level of noise", ylabel="mean squared error", yscale="log")
+    left.set_xlabel("pictures seen")
+    left.xaxis.set_major_formatter(EngFormatter(sep=""))
+    right.bar(range(count), means[-1], color=shades)
+    right.set(title="At the end", xlabel="tenth of the time steps", yscale="log")
+    return chart
+
+
+@styled
 def accuracy_dots(
     rows: Mapping[str, Mapping[str, Any]],
     published: Mapping[str, Mapping[str, float]] | None = None,

@@ -49,6 +49,12 @@ CHARTS = {
     "picture_grid": lambda: plots.picture_grid(PICTURES, [["red cube"]] * 5, [["gray cube"]] * 5),
     "denoising_row": lambda: plots.denoising_row(PICTURES, ["noise", "", "", "", "picture"]),
     "training_curve": lambda: plots.training_curve(LOG),
+    "loss_by_level": lambda: plots.loss_by_level(
+        [
+            row | {"loss_by_level": [None if i == 3 else row["loss"] * i for i in range(1, 11)]}
+            for row in LOG
+        ]
+    ),
     "accuracy_dots": lambda: plots.accuracy_dots(
         {"ours": {"test": ESTIMATE, "new_test": Estimate(0.8, None, None)}},
         published()["original"]["experiments"],
