@@ -48,10 +48,11 @@ def save_state(folder: str | Path, step: int, state: dict[str, Any], keep: int =
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        needed = f"free at least {len(content) / 1e6:.0f} MB; earlier states are kept"
-        raise OSError(
-            errno.ENOSPC, f"no space left for a training state, {needed}", str(folder)
-        ) from None
+        problem = (
+            f"no space left for a training state: free at least {len(content) / 1e6:.0f} MB; "
+            "the states before are kept"
+        )
+        raise OSError(errno.ENOSPC, problem, str(folder)) from None
     finally:
         unfinished.unlink(missing_ok=True)
     _drop_old(folder, path, keep)
