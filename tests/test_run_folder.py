@@ -21,7 +21,7 @@ from lab7.run_folder import in_use
 from lab7.training import train
 
 SMOKE = get_experiment("smoke").config
-LONG = replace(SMOKE, num_steps=40, log_every=1, save_every=1)
+LONG = replace(SMOKE, num_steps=120, log_every=1, save_every=1)
 DATASET = SimpleNamespace(
     images=torch.randint(
         0, 256, (10, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
@@ -78,7 +78,7 @@ def test_killed_twenty_times_a_run_ends_the_same(tmp_path, processes, one_thread
         kills += 1
     assert kills == 20, f"finished after {kills}"
     run(parts)
-    assert steps(parts) == list(range(1, 41))
+    assert steps(parts) == list(range(1, LONG.num_steps + 1))
     first, second = weights(whole), weights(parts)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not list((parts / "states").glob("unfinished-*"))
@@ -102,7 +102,7 @@ def test_an_interrupt_saves_first(tmp_path, number):
     assert load_latest(tmp_path / "states")["step"] == steps(tmp_path)[-1] in (3, 4)
     assert signal.getsignal(number) is handler
     run(tmp_path, config)
-    assert steps(tmp_path) == list(range(1, 41))
+    assert steps(tmp_path) == list(range(1, LONG.num_steps + 1))
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
@@ -126,8 +126,8 @@ def test_a_finished_run_can_be_extended_and_an_unfinished_one_not(tmp_path):
     run(tmp_path, replace(SMOKE, num_steps=6))
     assert steps(tmp_path)[-1] == 6 and load_latest(tmp_path / "states")["step"] == 6
     run(tmp_path / "other", LONG, max_seconds=1e-6)
-    with pytest.raises(ValueError, match="num_steps = 40, not 50"):
-        run(tmp_path / "other", replace(LONG, num_steps=50))
+    with pytest.raises(ValueError, match="num_steps = 120, not 150"):
+        run(tmp_path / "other", replace(LONG, num_steps=150))
 
 
 def test_a_full_disk_keeps_the_last_state(tmp_path, monkeypatch):
@@ -144,7 +144,7 @@ def test_a_full_disk_keeps_the_last_state(tmp_path, monkeypatch):
     assert load_latest(tmp_path / "states")["step"] == good["step"] == 2
     assert len(list((tmp_path / "states").iterdir())) == 2
     run(tmp_path)
-    assert steps(tmp_path) == list(range(1, 41))
+    assert steps(tmp_path) == list(range(1, LONG.num_steps + 1))
 
 
 def test_a_row_cut_short_is_written_again(tmp_path):
@@ -152,7 +152,7 @@ def test_a_row_cut_short_is_written_again(tmp_path):
     with open(tmp_path / "log.jsonl", "a") as log:
         log.write('{"step": 3, "ima')
     run(tmp_path)
-    assert steps(tmp_path) == list(range(1, 41))
+    assert steps(tmp_path) == list(range(1, LONG.num_steps + 1))
 
 
 def test_states_hold_what_the_run_is(tmp_path):
