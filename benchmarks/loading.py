@@ -83,8 +83,10 @@ def measure_peak(data: str | None, batch_size: int) -> float:
 
     What Python with PyTorch takes is left out, what the other imports take is not.
     """
-    command = [sys.executable, "-c", PEAK, __file__, data or "", str(batch_size)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    folder = str(Path(data).resolve()) if data else ""
+    command = [sys.executable, "-c", PEAK, __file__, folder, str(batch_size)]
+    here = Path(__file__).parent  # where png_files is found
+    output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=here).stdout
     return 1.024e-3 * int(output)
 
 

@@ -3,13 +3,18 @@
 Both train the same UNet, the original's with half the channels (on a GPU its baseline at full
 size), in batches of 64. The reference reads 320×240 PNGs with PIL, in a DataLoader of two workers,
 and computes step by step, channels first: in float32 on a processor, under float16 autocast on a
-GPU. Ours are the defaults of `lab7.training` for the device.
+GPU. Ours are the defaults of `lab7.training` for the device. Each has a process of its own, whose
+peak memory is told, and they work in turn.
 """
 
 import dataclasses
+import multiprocessing
+import resource
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -17,16 +22,17 @@ import tyro
 from diffusers import DDPMScheduler
 from png_files import PNGFolder, write_pngs
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
-from lab7.dataset import ICLEVRDataset
+from lab7.dataset import ICLEVRDataset, to_float
 from lab7.devices import choose_device
-from lab7.experiments import TrainConfig, get_experiment
+from lab7.experiments import EXPERIMENTS, TrainConfig, get_experiment
 from lab7.model import ConditionalUNet
 from lab7.results import describe_machine
-from lab7.training import Run
+from lab7.training import Run, picture_losses
 
 WORKERS = 2
-STATUS = Path("/proc/self/status")  # Linux's; its VmHWM is the highest memory in use so far, in KiB
+SHOWN = 8  # operations of the profile
 
 
 def main(
@@ -35,55 +41,112 @@ def main(
     batch_size: int = 64,
     pictures: int = 1024,
     experiment: str | None = None,
-    table: bool = True,
-    profile: bool = True,
+    table_batch: int = 8,
     data: str | None = None,
     device: str | None = None,
 ) -> None:
-    """Time both in turn; print pictures a second, peak memory, the ratio and where time goes.
+    """Print pictures a second, peak memory, the ratio, where time goes, and all networks' speeds.
 
     Args:
         steps: Optimizer steps between two looks at the clock.
-        rounds: How often each is timed; the median counts.
+        rounds: How often each is timed, in turn; the median counts.
         batch_size: Pictures a step.
         pictures: PNGs that the reference reads.
         experiment: Whose network; by default original-half-channels, on a GPU original-baseline.
-        table: Time the networks of all experiments, too.
-        profile: Print which operations our steps spend their time in.
+        table_batch: Pictures a step in the table of all experiments; 0: no table.
         data: Data folder; by default $LAB7_DATA, else the embedded set.
         device: cuda, mps or cpu; by default the best there is.
     """
     device = choose_device(device)
     default = "original-half-channels" if device.type == "cpu" else "original-baseline"
-    config = get_experiment(experiment or default).config
+    config = get_experiment(name := experiment or default).config
     config = dataclasses.replace(config, batch_size=batch_size)
-    dataset = ICLEVRDataset(data)
+    print(f"{describe_machine()}, on {device}; {name}, batches of {batch_size}")
     with tempfile.TemporaryDirectory() as folder:
+        dataset = ICLEVRDataset(data)
         files = write_pngs(dataset, Path(folder), min(pictures, len(dataset)))
         loops = {
-            "reference": reference_loop(config, PNGFolder(files, dataset.conditions), device),
-            "lab7": our_loop(Run(config, dataset, device, Path(folder))),
+            "reference": Worker(reference_loop, config, data, device, files),
+            "lab7": Worker(start_ours, config, data, device),
         }
-        for loop in loops.values():  # compilation, the first look at memory
-            advance(loop, 2, device)
         seconds = {name: [] for name in loops}
         for _ in range(rounds):
-            for name, loop in loops.items():
-                seconds[name].append(advance(loop, steps, device))
-    print(f"{describe_machine()}, on {device}; {experiment or default}, batches of {batch_size}")
+            for name, worker in loops.items():
+                seconds[name].append(worker.advance(steps))
+        peaks = {name: worker.stop() for name, worker in loops.items()}
     speeds = {n: batch_size * steps / sorted(s)[len(s) // 2] for n, s in seconds.items()}
     for name, speed in speeds.items():
-        print(f"{name:12s} {speed:9.2f} pictures/s")
+        print(f"{name:12s} {speed:9.2f} pictures/s  {peaks[name]:7,.0f} MB at most")
+    print_profile(Run(config, dataset, device, Path()))
+    if table_batch:
+        print_table(dataset, device, table_batch)
     print(f"{'ratio':12s} {speeds['lab7'] / speeds['reference']:9.2f}")
 
 
-def reference_loop(config: TrainConfig, pngs: PNGFolder, device: torch.device) -> Iterator[float]:
-    """Train as the original report describes it; yields the loss of each step."""
+class Worker:
+    """A training loop in a process of its own.
+
+    Args:
+        loop: Makes an iterator that trains a step at a time, out of the other arguments.
+    """
+
+    def __init__(self, loop, config: TrainConfig, data: str | None, device: torch.device, *rest):
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, other = spawn.Pipe()
+        arguments = (other, loop, config, data, device, *rest)
+        self.process = spawn.Process(target=work, args=arguments)
+        self.process.start()
+        other.close()  # so that `recv` ends with an error if the process does
+        self.advance(2)  # compilation, the first look at memory
+
+    def advance(self, steps: int) -> float:
+        """Return the seconds that some steps take."""
+        self.pipe.send(steps)
+        return self.pipe.recv()
+
+    def stop(self) -> float:
+        """End the process and return the most memory that it used, in MB."""
+        peak = self.advance(0)
+        self.process.join()
+        return peak
+
+
+def work(pipe: Connection, loop, config, data: str | None, device: torch.device, *rest) -> None:
+    """Do what a `Worker` asks for."""
+    steps = loop(config, ICLEVRDataset(data), device, *rest)
+    while count := pipe.recv():
+        pipe.send(advance(steps, count, device))
+    pipe.send(peak_memory(device))
+
+
+def advance(steps: Iterator[None], count: int, device: torch.device) -> float:
+    """Return the seconds that some steps take."""
+    started = time.perf_counter()
+    for _ in range(count):
+        next(steps)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def peak_memory(device: torch.device) -> float:
+    """Return the most memory, in MB, that this process used: of the GPU if it worked on one."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e6 / 1024)
+
+
+def reference_loop(
+    config: TrainConfig, dataset: ICLEVRDataset, device: torch.device, files: list[Path]
+) -> Iterator[None]:
+    """Train as the original report describes it."""
     unet = ConditionalUNet(**config.unet).to(device)
     scheduler = DDPMScheduler(**config.noise)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate)
     half = device.type == "cuda"
     scaler = torch.amp.GradScaler(device.type, enabled=half)
+    pngs = PNGFolder(files, dataset.conditions)
     loader = torch.utils.data.DataLoader(
         pngs, config.batch_size, shuffle=True, num_workers=WORKERS, drop_last=True
     )
@@ -101,24 +164,70 @@ def reference_loop(config: TrainConfig, pngs: PNGFolder, device: torch.device) -
             torch.nn.utils.clip_grad_norm_(unet.parameters(), config.max_grad_norm)
             scaler.step(optimizer)
             scaler.update()
-            yield loss.item()
+            loss.item()
+            yield
+
+
+def start_ours(config: TrainConfig, dataset: ICLEVRDataset, device: torch.device) -> Iterator[None]:
+    """Train as `lab7.training.train` does."""
+    return our_loop(Run(config, dataset, device, Path()))
 
 
 def our_loop(run: Run) -> Iterator[None]:
-    """Train as `lab7.training.train` does."""
+    """Take one optimizer step after the other."""
     while True:
         run.update()
         yield
 
 
-def advance(loop: Iterator, steps: int, device: torch.device) -> float:
-    """Return the seconds that some steps take."""
-    started = time.perf_counter()
-    for _ in range(steps):
-        next(loop)
+def print_profile(run: Run) -> None:
+    """Print which part of a step reads its pictures, and the operations that take most of it."""
+    device, activities = run.images.device, [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    time_of = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    steps = our_loop(run)
+    advance(steps, 1, device)
+    step = advance(steps, 1, device)
+    with torch.profiler.profile(activities=activities) as profile:
+        advance(steps, 1, device)
+    print(f"{'reading the pictures':32s} {seconds_of_reading(run) / step:7.3%} of a step")
+    rows = sorted(profile.key_averages(), key=lambda row: -getattr(row, time_of))
+    total = sum(getattr(row, time_of) for row in rows)
+    for row in rows[:SHOWN]:
+        share = getattr(row, time_of) / total
+        print(f"{row.key[:32]:32s} {share:7.1%} in {row.count} calls")
+
+
+def seconds_of_reading(run: Run, repetitions: int = 20) -> float:
+    """Return the seconds in which a batch is looked up and made float."""
+    started = time.perf_counter()
+    for step in range(repetitions):
+        rows = run.order(step)
+        to_float(run.images[rows]), run.conditions[rows]
+    return (time.perf_counter() - started) / repetitions
+
+
+def print_table(dataset: ICLEVRDataset, device: torch.device, batch_size: int) -> None:
+    """Print size, work and speed of every experiment's training."""
+    print(f"{'batches of ' + str(batch_size):24s} M parameters  GFLOP a picture  pictures/s")
+    for name, experiment in EXPERIMENTS.items():
+        if name == "smoke":
+            continue
+        config = dataclasses.replace(experiment.config, batch_size=batch_size)
+        run = Run(config, dataset, device, Path())
+        advance(steps := our_loop(run), 2, device)
+        speed = batch_size / advance(steps, 1, device)
+        size = sum(p.numel() for p in run.network.parameters()) / 1e6
+        print(f"{name:24s} {size:12.1f} {gflop(run):16.1f} {speed:11.1f}")
+
+
+def gflop(run: Run) -> float:
+    """Return the 10⁹ floating-point operations of a picture's forward and backward pass."""
+    x0, cond, t, noise = (part[:1] for part in run.batch())
+    with FlopCounterMode(display=False) as counter:
+        picture_losses(run.network, run.scheduler, x0, cond, t, noise).sum().backward()
+    return counter.get_total_flops() / 1e9
 
 
 if __name__ == "__main__":
