@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+OPTIMIZERS = ("adamw", "muon")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -20,9 +21,10 @@ class TrainConfig:
         budget_seconds: Time of the whole training in seconds, over all resumptions; the learning
             rate then runs out with the time or the steps, whichever is first. None: no limit.
         batch_size: Pictures a step.
-        learning_rate: Highest learning rate of AdamW.
+        optimizer: "adamw", or "muon" for the inner layers, see `lab7.muon`.
+        learning_rate: Highest learning rate.
         warmup_steps: Steps in which the learning rate rises from 0 to its highest.
-        weight_decay: Decoupled weight decay of AdamW.
+        weight_decay: Decoupled weight decay.
         max_grad_norm: The gradient's norm is clipped to this.
         label_dropout: Probability that a picture's condition is replaced by the null condition.
         ema_decay: Highest decay of the moving average of the weights, a step; 0: no average.
@@ -47,6 +49,7 @@ class TrainConfig:
     num_steps: int = 42_300
     budget_seconds: float | None = None
     batch_size: int = 64
+    optimizer: str = "adamw"
     learning_rate: float = 1e-4
     warmup_steps: int = 500
     weight_decay: float = 0.01
@@ -79,6 +82,11 @@ class TrainConfig:
                 raise ValueError(f"{name} {getattr(self, name)} is not within 0 … 1")
         if self.precision not in PRECISIONS:
             raise ValueError(f"unknown precision {self.precision!r}: choose one of {PRECISIONS}")
+
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"unknown optimizer {self.optimizer!r}: choose one of {', '.join(OPTIMIZERS)}"
+            )
 
     def to_json(self) -> str:
         """Write the configuration as JSON."""

@@ -28,6 +28,7 @@ from lab7.devices import bfloat16_is_faster, choose_device, has_compiler
 from lab7.experiments import PRECISIONS, TrainConfig
 from lab7.files import write_atomically
 from lab7.model import ConditionalUNet
+from lab7.muon import build_optimizers
 from lab7.pipeline import ConditionalDDPMPipeline, load_pipeline, save_pipeline
 from lab7.results import append_log
 from lab7.run_folder import check_same_run, in_use, postponed_interrupts, prepare_folder, trim_log
@@ -232,11 +233,10 @@ class Run:
         if device.type == "cuda":  # Tensor cores want it; processors are faster without.
             network.to(memory_format=torch.channels_last)
         self.ema = EMAModel(network.parameters(), decay=config.ema_decay, foreach=True)
-        self.optimizer = torch.optim.AdamW(
-            network.parameters(), weight_decay=config.weight_decay, fused=True
-        )
         self.accelerator = _build_accelerator(config, network, output_dir)
-        self.unet, self.optimizer = self.accelerator.prepare(network, self.optimizer)
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        optimizers = build_optimizers(network, config.optimizer, config.weight_decay, dtype)
+        self.unet, *self.optimizers = self.accelerator.prepare(network, *optimizers)
         if config.batch_size % self.accelerator.num_processes:
             raise ValueError(
                 f"batch_size {config.batch_size} is not a multiple of the "
@@ -272,8 +272,9 @@ class Run:
         """Do one optimizer step; nothing in it waits for the device."""
         started = time.perf_counter()
         lr = learning_rate(self.config, self.step, self._spent())
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
         x0, cond, t, noise = self.batch()
         with self.accelerator.autocast():
             losses = picture_losses(
@@ -281,8 +282,9 @@ class Run:
             )
         self.accelerator.backward(losses.mean())
         self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         self.ema.step(self.network.parameters())
         level = t * NOISE_LEVELS // self.scheduler.config.num_train_timesteps
         self._losses[0].index_add_(0, level, losses.detach())
@@ -321,7 +323,7 @@ class Run:
             "step": self.step,
             "images": self.step * self.config.batch_size,
             "loss": loss,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.optimizers[0].param_groups[0]["lr"],
             "images_per_second": images / (self.seconds - seconds),
             "seconds": self.seconds,
         }
@@ -352,7 +354,7 @@ class Run:
             "seconds": self.seconds,
             "unet": self.network.state_dict(),
             "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         save_state(self.output_dir / "states", self.step, state)
         self.save_pipeline()
@@ -382,7 +384,8 @@ class Run:
         self.step, self.seconds = state["step"], state["seconds"]
         self._reported = (self.step, self.seconds)
         self.network.load_state_dict(state["unet"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.ema.load_state_dict(state["ema"])
         self.ema.to(self.images.device)
 

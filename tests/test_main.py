@@ -127,7 +127,8 @@ def test_train_runs_resumes_and_saves(run, embedded_root, tmp_path):
     assert run(*arguments, "--device", "cpu")[0] == 0
     assert (tmp_path / "run" / "pipeline" / "model_index.json").exists()
     assert run(*arguments, "--device", "cpu")[0] == 0, "a finished run is just finished"
-    assert_fails(run(*arguments, "--steps", 6), "num_steps")
+    assert run(*arguments, "--steps", 6)[0] == 0, "and can be extended"
+    assert_fails(run(*arguments, "--batch-size", 2), "batch_size")
 
 
 def test_the_courses_folder_serves_every_command(run, course_root, tmp_path, monkeypatch):

@@ -159,4 +159,4 @@ def test_states_hold_what_the_run_is(tmp_path):
     run(tmp_path, SMOKE)
     state = load_latest(tmp_path / "states")
     assert state["config"]["num_steps"] == 4 and state["step"] == 4
-    assert set(state) == {"config", "step", "seconds", "unet", "ema", "optimizer"}
+    assert set(state) == {"config", "step", "seconds", "unet", "ema", "optimizers"}

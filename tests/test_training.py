@@ -157,8 +157,9 @@ def test_training_learns(tmp_path):
         assert len(row["loss_by_level"]) == 10 and min(levels) <= row["loss"] <= max(levels)
 
 
-def test_resumed_run_is_the_same_run(tmp_path, dataset):
-    config = replace(SMOKE, num_steps=6, log_every=1, save_every=2)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resumed_run_is_the_same_run(tmp_path, dataset, optimizer):
+    config = replace(SMOKE, num_steps=6, log_every=1, save_every=2, optimizer=optimizer)
     whole = train(config, dataset, tmp_path / "whole", progress=False)
     train(config, dataset, tmp_path / "parts", progress=False, max_seconds=1e-6)
     assert [row["step"] for row in read_log(tmp_path / "parts")] == [1]
