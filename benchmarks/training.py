@@ -29,7 +29,7 @@ from lab7.devices import choose_device
 from lab7.experiments import EXPERIMENTS, TrainConfig, get_experiment
 from lab7.model import ConditionalUNet
 from lab7.results import describe_machine
-from lab7.training import Run, picture_losses
+from lab7.training import Run, diffusion_loss
 
 WORKERS = 2
 SHOWN = 8  # operations of the profile
@@ -226,7 +226,7 @@ def gflop(run: Run) -> float:
     """Return the 10⁹ floating-point operations of a picture's forward and backward pass."""
     x0, cond, t, noise = (part[:1] for part in run.batch())
     with FlopCounterMode(display=False) as counter:
-        picture_losses(run.network, run.scheduler, x0, cond, t, noise).sum().backward()
+        diffusion_loss(run.network, run.scheduler, x0, cond, t, noise).backward()
     return counter.get_total_flops() / 1e9
 
 

@@ -57,7 +57,7 @@ def train(
         budget: Minutes of the whole training: the learning rate runs out with them.
         steps: Optimizer steps of the whole training; more of them extend a finished one.
         batch_size: Pictures a step, of all processes together.
-        learning_rate: Highest learning rate of AdamW.
+        learning_rate: Highest learning rate.
         init_from: Folder of a saved pipeline whose weights to start from.
         seed: Of the first weights, the order of the pictures and the noise.
         compile: Use torch.compile, which takes about a minute to pay off; by default the preset's.
@@ -82,8 +82,9 @@ def train(
         "seed": seed,
     }
     changes = {name: value for name, value in changes.items() if value is not None}
-    config = get_experiment(preset).config
-    config = dataclasses.replace(config, tensorboard=tensorboard, **changes)
+    experiment = get_experiment(preset)
+    print(f"{preset}: {experiment.description}; {experiment.duration}")
+    config = dataclasses.replace(experiment.config, tensorboard=tensorboard, **changes)
     output = output or ROOT / "runs" / preset
     training.train(
         config,
@@ -421,7 +422,8 @@ def examine(
     from lab7.auditor import Auditor
     from lab7.dataset import ICLEVRDataset
     from lab7.evaluator import Evaluator
-    from lab7.examination import FOOLED_SCORES, examine_renders
+    from lab7.examination import examine_renders
+    from lab7.fooling import FOOLED_SCORES
 
     found = examine_renders(
         Evaluator.load(evaluator, device, data),

@@ -1,8 +1,8 @@
 """How far the two judges can be trusted, measured on renders that neither of them saw.
 
 The evaluator's outputs are compared with how often they are right; objects are counted that a judge
-misses or takes for others, and where; pictures are blurred, lit and made noisy; and pictures are
-made that fool the course's score.
+misses or takes for others, and where; pictures are blurred, lit and made noisy. Pictures that fool
+the course's score are in `lab7.fooling`.
 """
 
 from collections.abc import Sequence
@@ -15,14 +15,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from lab7.auditor import Auditor, Sighting, compute_audit
+from lab7.auditor import Auditor, Sighting
 from lab7.auditor_training import AuditorConfig, label_counts, read_scenes
 from lab7.dataset import ICLEVRDataset, to_float
-from lab7.evaluator import THRESHOLD, Evaluator, compute_scores, share
+from lab7.evaluator import THRESHOLD, Evaluator, share
 from lab7.fidelity import Fidelity, RealPictures
 from lab7.files import require_writable
+from lab7.fooling import score_fooled
 from lab7.judge_training import split
-from lab7.labels import COLORS, LABELS, NUM_LABELS
+from lab7.labels import LABELS, NUM_LABELS
 from lab7.results import RESULTS_DIR, write_record
 
 UNSURE = (0.05, 0.95)  # outputs whose calibration counts: most of the others are trivially right
@@ -32,11 +33,9 @@ CHANGES = {
     "noise": (0.0, 0.025, 0.05, 0.1, 0.15),  # of the full range, standard deviation
 }
 NEIGHBORS = (10, 12, 16, 24)  # pixels to the nearest other object, edges of the groups
-FOOLED_SCORES = ("top_k", "exact_set", "exact_scene")
 _BINS = 9
 _REACH = 5.0  # pixels, that a found middle may be from the true one
 _CHANGED = 600  # pictures for each change
-_DECEIVED = 200
 
 
 def examine_renders(
@@ -270,75 +269,6 @@ def score_changes(
     return {kind: [row(kind, amount) for amount in CHANGES[kind]] for kind in CHANGES}
 
 
-def deceive(
-    evaluator: Evaluator, images: Tensor, labels: Tensor, amount: float = 16 / 255, steps: int = 40
-) -> Tensor:
-    """Add a faint grain to pictures that makes the evaluator see labels in them.
-
-    Projected gradient descent (Madry et al., “Towards Deep Learning Models Resistant to Adversarial
-    Attacks”, 2018, eq. 1).
-
-    Args:
-        evaluator: The judge to deceive.
-        images: (B, 3, 64, 64) in [-1, 1].
-        labels: (B, 24) multi-hot, that it should see.
-        amount: Largest change of a pixel, of the full range.
-        steps: Of the descent.
-
-    Returns:
-        (B, 3, 64, 64) in [-1, 1].
-    """
-    start, labels = images.to(evaluator.device), labels.to(evaluator.device)
-    x, reach = start.clone(), 2 * amount
-    for _ in range(steps):
-        x.requires_grad_(True)
-        outputs = evaluator.network(x).float()
-        (gradient,) = torch.autograd.grad(F.binary_cross_entropy(outputs, labels), x)
-        x = x.detach() - 2.5 * reach / steps * gradient.sign()
-        x = torch.clamp(x, start - reach, start + reach).clamp(-1, 1)
-    return x.cpu()
-
-
-def score_fooled(
-    evaluator: Evaluator, auditor: Auditor, images: Tensor, objects: Tensor
-) -> dict[str, dict]:
-    """Score pictures that are not as asked, of which nobody should call one right.
-
-    Args:
-        evaluator: The judge that may be fooled.
-        auditor: The judge that should not.
-        images: (N, 3, 64, 64) uint8.
-        objects: (N, 5, 3).
-
-    Returns:
-        For pictures "as asked", of each label once, for comparison, and for those with "one too
-        many", "one twice", "one missing", two labels' colors "swapped", and "deceived" ones, which
-        show something else (see `deceive`): the course's "top_k" and "exact_set" of the evaluator,
-        and "exact_scene" of the auditor.
-    """
-    counts = label_counts(objects)
-    single = (counts <= 1).all(1)
-    several = (single & (counts.sum(1) > 1)).nonzero()[:, 0]
-    twice = (~single).nonzero()[:, 0]
-    kind = objects[:, :, 0].long()
-    others = several.roll(1)  # what is asked for is in another picture, which has nothing of it
-    apart = ((counts[several] * counts[others]) == 0).all(1).nonzero()[:_DECEIVED, 0]
-    shown, others = several[apart], others[apart]
-    sets = {
-        "as asked": (several, counts[several]),
-        "one too many": (several, counts[several] - F.one_hot(kind[several, 0], NUM_LABELS)),
-        "one twice": (twice, (counts[twice] > 0).long()),
-        "one missing": (several, _one_more(counts[several])),
-        "swapped": _swapped(several, kind),
-    }
-    found = {}
-    for name, (rows, asked) in sets.items():
-        found[name] = _verdicts(evaluator, auditor, to_float(images[rows]), asked)
-    deceiving = deceive(evaluator, to_float(images[shown]), counts[others].float())
-    found["deceived"] = _verdicts(evaluator, auditor, deceiving, counts[others])
-    return found
-
-
 def fidelity_controls(
     real: RealPictures, dataset: ICLEVRDataset, images: Tensor, counts: Tensor
 ) -> dict[str, Fidelity]:
@@ -382,31 +312,3 @@ def _neighbor_distances(objects: Tensor) -> Tensor:
     distances = torch.cdist(objects[:, :, 1:], objects[:, :, 1:])
     pair = there[:, :, None] & there[:, None, :] & ~torch.eye(objects.shape[1], dtype=torch.bool)
     return distances.masked_fill(~pair, torch.inf).amin(2)
-
-
-def _one_more(counts: Tensor) -> Tensor:
-    """Ask for one label more than is there: the first that is not."""
-    return counts + F.one_hot((counts == 0).long().argmax(1), NUM_LABELS)
-
-
-def _swapped(rows: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
-    """Exchange the colors of the first two objects, where that gives labels that are not there."""
-    kind = kind[rows]
-    first, second = kind[:, 0], kind[:, 1]
-    one = first // len(COLORS) * len(COLORS) + second % len(COLORS)
-    other = second // len(COLORS) * len(COLORS) + first % len(COLORS)
-    new = torch.stack([one, other], dim=1)
-    apart = (new[:, :, None] != kind[:, None, :]).flatten(1).all(1)
-    kind = torch.cat([new, kind[:, 2:]], dim=1)[apart]
-    return rows[apart], F.one_hot(kind + 1, NUM_LABELS + 1).sum(1)[:, 1:]
-
-
-def _verdicts(evaluator: Evaluator, auditor: Auditor, images: Tensor, asked: Tensor) -> dict:
-    scores = compute_scores(evaluator.predict(images), asked.float())
-    audit = compute_audit(auditor.count(images), asked)
-    return {
-        "num_pictures": len(images),
-        "top_k": scores.top_k,
-        "exact_set": scores.exact_set,
-        "exact_scene": audit.exact_scene,
-    }

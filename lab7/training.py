@@ -152,25 +152,9 @@ def diffusion_loss(
     t: Tensor,
     noise: Tensor,
     snr_gamma: float | None = None,
+    reduction: str = "mean",
 ) -> Tensor:
-    """Compute the training loss of a batch: the mean of `picture_losses`, which has the arguments.
-
-    Returns:
-        The mean squared error (Ho et al. 2020, eq. 14), a scalar.
-    """
-    return picture_losses(unet, scheduler, x0, cond, t, noise, snr_gamma).mean()
-
-
-def picture_losses(
-    unet: torch.nn.Module,
-    scheduler: DDPMScheduler,
-    x0: Tensor,
-    cond: Tensor,
-    t: Tensor,
-    noise: Tensor,
-    snr_gamma: float | None = None,
-) -> Tensor:
-    """Compute the training loss of each picture of a batch.
+    """Compute the training loss of a batch (Ho et al. 2020, eq. 14).
 
     Args:
         unet: Called with (xt, t, cond).
@@ -180,9 +164,10 @@ def picture_losses(
         t: Time steps (B,) in 0 … T-1.
         noise: Standard normal noise (B, 3, H, W).
         snr_gamma: Weight the loss by min(SNR, gamma) in units of x0 (Hang et al. 2023, eq. 8).
+        reduction: "mean" over the batch, or "none".
 
     Returns:
-        (B,), the squared error as a mean over pixels and channels, in float32.
+        The squared error as a mean over pixels and channels, in float32: a scalar, or (B,).
     """
     xt = scheduler.add_noise(x0, noise, t)
     kind = scheduler.config.prediction_type
@@ -196,7 +181,7 @@ def picture_losses(
         snr = compute_snr(scheduler, t)
         in_x0 = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[kind]
         loss = loss * snr.clamp(max=snr_gamma) / in_x0
-    return loss
+    return loss.mean() if reduction == "mean" else loss
 
 
 class Run:
@@ -277,8 +262,10 @@ class Run:
                 group["lr"] = lr
         x0, cond, t, noise = self.batch()
         with self.accelerator.autocast():
-            losses = picture_losses(
-                self.unet, self.scheduler, x0, cond, t, noise, self.config.snr_gamma
+            losses = diffusion_loss(
+                *(self.unet, self.scheduler, x0, cond, t, noise),
+                snr_gamma=self.config.snr_gamma,
+                reduction="none",
             )
         self.accelerator.backward(losses.mean())
         self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm)

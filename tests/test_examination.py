@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 
-from lab7 import examination
+from lab7 import examination, fooling
 from lab7.auditor import Auditor, AuditorNetwork, Sighting
 from lab7.auditor_training import AuditorConfig
 from lab7.dataset import ICLEVRDataset
@@ -14,12 +14,11 @@ from lab7.examination import (
     calibration,
     change,
     confusions,
-    deceive,
     examine_renders,
     match,
     object_recall,
-    score_fooled,
 )
+from lab7.fooling import deceive, score_fooled
 from lab7.labels import COLORS, LABELS, encode
 from lab7.results import read_record
 
@@ -173,7 +172,7 @@ class Right:
 
 
 def test_right_judges_are_fooled_as_far_as_the_scores_allow(pictures, monkeypatch):
-    monkeypatch.setattr(examination, "deceive", lambda evaluator, images, labels: images)
+    monkeypatch.setattr(fooling, "deceive", lambda evaluator, images, labels: images)
     judge = Right(pictures[1])
     found = score_fooled(judge, judge, *pictures)
     assert {name: row["exact_scene"].value for name, row in found.items()} == {
@@ -190,7 +189,7 @@ def test_right_judges_are_fooled_as_far_as_the_scores_allow(pictures, monkeypatc
 
 def test_swapped_colors_keep_shapes_and_colors():
     kind = torch.tensor([[RED_CUBE, BLUE_SPHERE, GRAY_CUBE, -1, -1], [0, 8, 9, -1, -1]])
-    rows, asked = examination._swapped(torch.tensor([3, 5]), kind.repeat(3, 1)[[0] * 3 + [0, 0, 1]])
+    rows, asked = fooling._swapped(torch.tensor([3, 5]), kind.repeat(3, 1)[[0] * 3 + [0, 0, 1]])
     assert rows.tolist() == [3], "the other has twice the same color"
     assert sorted(LABELS[i] for i in asked[0].nonzero()[:, 0]) == [
         "blue cube", "gray cube", "red sphere"
