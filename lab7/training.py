@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from lab7.checkpoints import load_latest, save_state
 from lab7.dataset import to_float
-from lab7.devices import bfloat16_is_faster, choose_device, has_compiler
+from lab7.devices import bfloat16_is_faster, choose_device, has_compiler, keep_freed_memory
 from lab7.experiments import PRECISIONS, TrainConfig
 from lab7.files import write_atomically
 from lab7.model import ConditionalUNet
@@ -206,6 +206,8 @@ class Run:
                 f"batch_size {config.batch_size} is larger than the data: there are "
                 f"{len(dataset.images)} pictures"
             )
+        if device.type == "cpu":
+            keep_freed_memory()
         self.config, self.output_dir = config, output_dir
         self.step, self.seconds = 0, 0.0
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
