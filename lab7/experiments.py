@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 OPTIMIZERS = ("adamw", "muon")
+TIME_SAMPLINGS = ("uniform", "logit_normal")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -28,6 +29,8 @@ class TrainConfig:
         max_grad_norm: The gradient's norm is clipped to this.
         label_dropout: Probability that a picture's condition is replaced by the null condition.
         ema_decay: Highest decay of the moving average of the weights, a step; 0: no average.
+        time_sampling: How a picture's time step is drawn: "uniform", or "logit_normal", which has
+            more of the middle, where objects take shape (Esser et al. 2024, eq. 19, m = 0, s = 1).
         snr_gamma: Min-SNR weighting of the loss (Hang et al. 2023, eq. 8); None: no weighting.
         seed: Of the initial weights, the order of the pictures, the noise and the dropout.
         init_from: Folder of a saved pipeline whose weights to start from; None: random weights.
@@ -56,6 +59,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     label_dropout: float = 0.0
     ema_decay: float = 0.0
+    time_sampling: str = "uniform"
     snr_gamma: float | None = None
     seed: int = 0
     init_from: str | None = None
@@ -80,13 +84,16 @@ class TrainConfig:
         for name in ("label_dropout", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not within 0 … 1")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"unknown precision {self.precision!r}: choose one of {PRECISIONS}")
-
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(
-                f"unknown optimizer {self.optimizer!r}: choose one of {', '.join(OPTIMIZERS)}"
-            )
+        choices = {
+            "precision": PRECISIONS,
+            "optimizer": OPTIMIZERS,
+            "time_sampling": TIME_SAMPLINGS,
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(allowed)}"
+                )
 
     def to_json(self) -> str:
         """Write the configuration as JSON."""

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -23,6 +24,8 @@ from lab7.schedulers import scheduler_name
 DENOISING_CONDITION = ("red sphere", "cyan cylinder", "cyan cube")  # the one the course asks for
 DENOISING_FRAMES = 10
 GRID_COLUMNS = 8
+SAMPLE_ROWS = 8
+_BORDER = 2  # pixels, what make_grid leaves between pictures
 
 
 def write_samples(
@@ -112,10 +115,34 @@ def to_grid(images: Tensor, columns: int = GRID_COLUMNS) -> Image.Image:
     """Put pictures (B, 3, H, W) in [-1, 1] on one sheet, by torchvision's `make_grid`."""
     images = images.cpu()
     if len(images) > 1:
-        sheet = make_grid(images, nrow=columns, pad_value=1.0)
+        sheet = make_grid(images, nrow=columns, padding=_BORDER, pad_value=1.0)
     else:  # make_grid would leave out the border, which `split_grid` counts on
-        sheet = F.pad(images[0], (2, 2, 2, 2), value=1.0)
+        sheet = F.pad(images[0], (_BORDER,) * 4, value=1.0)
     return to_pil(sheet[None])[0]
+
+
+def stack_grids(sheets: Sequence[Image.Image]) -> Image.Image:
+    """Put sheets of `to_grid` of one width below each other, as one sheet."""
+    rows = [np.array(sheet)[:-_BORDER] for sheet in sheets]
+    return Image.fromarray(np.vstack([*rows, np.array(sheets[-1])[-_BORDER:]]))
+
+
+def choose_sample_rows(folder: Path, count: int = SAMPLE_ROWS) -> dict[int, Image.Image]:
+    """Read some of the rows of samples that a training drew.
+
+    Args:
+        folder: The training's folder samples/.
+        count: The most to choose; the steps between them grow, as the pictures change ever slower.
+
+    Returns:
+        The rows by training step, from the first to the last; empty if the training drew none.
+    """
+    files = {int(file.stem.removeprefix("step-")): file for file in folder.glob("step-*.png")}
+    if not files:
+        return {}
+    wanted = np.geomspace(min(files), max(files), count)
+    steps = sorted({min(files, key=lambda step: abs(step - near)) for near in wanted})
+    return {step: Image.open(files[step]).convert("RGB") for step in steps}
 
 
 def _judge(evaluator: Evaluator, images: Tensor, labels: Tensor) -> dict:

@@ -27,7 +27,7 @@ from lab7.files import require_writable, write_atomically
 from lab7.labels import decode, encode, read_json
 from lab7.pipeline import ConditionalDDPMPipeline, save_pipeline
 from lab7.results import RESULTS_DIR, aggregate, read_log, write_record
-from lab7.sampling import denoising_frames, to_grid
+from lab7.sampling import choose_sample_rows, denoising_frames, stack_grids, to_grid
 from lab7.schedulers import convert_scheduler, scheduler_name
 
 Conditions = Sequence[Sequence[str]]
@@ -244,8 +244,8 @@ def record_generator(
     """Write down what a generator scored.
 
     Beside config.json and metrics.json the record gets the grids of `test` and `new_test` (the
-    first repetition) and the denoising row. Its "course" says whether the pictures and the
-    evaluator are the course's or this project's.
+    first repetition), the denoising row and some of the training's rows of samples. Its "course"
+    says whether the pictures and the evaluator are the course's or this project's.
 
     Args:
         name: Of the record.
@@ -274,6 +274,10 @@ def record_generator(
         config = read_json(run / "config.json")
         metrics["training"] = training_summary(read_log(run / "log.jsonl"), pipeline)
         metrics["training"] |= {key: where[key] for key in ("machine", "date", "git_commit")}
+        rows = choose_sample_rows(run / "samples")
+        if rows:
+            metrics["training"]["sample_steps"] = list(rows)
+            grids["samples"] = stack_grids(list(rows.values()))
     for key, (found, images) in scored.items():
         first = len(images) // found["repetitions"]
         metrics[key] = found | {name: found[name][:first] for name in ("seen", "counted")}

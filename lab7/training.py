@@ -17,7 +17,11 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, broadcast_object_list, is_tensorboard_available
 from diffusers import DDPMScheduler
-from diffusers.training_utils import EMAModel, compute_snr
+from diffusers.training_utils import (
+    EMAModel,
+    compute_density_for_timestep_sampling,
+    compute_snr,
+)
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -289,10 +293,20 @@ class Run:
         generator = torch.Generator(device).manual_seed(_mix(config.seed, self.step))
         draw = {"generator": generator, "device": device}
         noise = torch.randn(x0.shape, **draw)
-        t = torch.randint(self.scheduler.config.num_train_timesteps, (len(rows),), **draw)
+        t = self._draw_times(len(rows), generator)
         keep = torch.rand((len(rows), 1), **draw) >= config.label_dropout
         part = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
         return x0[part], (cond * keep)[part], t[part], noise[part]
+
+    def _draw_times(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw time steps (count,) in 0 … T-1."""
+        share = compute_density_for_timestep_sampling(
+            *(self.config.time_sampling, count, 0.0, 1.0),
+            device=self.images.device,
+            generator=generator,
+        )
+        last = self.scheduler.config.num_train_timesteps - 1
+        return (share * (last + 1)).long().clamp(max=last)
 
     def report(self) -> dict[str, float]:
         """Write a row of the log: means since the row before."""

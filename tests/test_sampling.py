@@ -154,16 +154,27 @@ def test_record_generator_keeps_scores_pictures_and_log(
     )
     row = {"step": 4, "images": 16, "loss": 0.5, "seconds": 2.0}
     (run / "log.jsonl").write_text(json.dumps(row) + "\n")
+    rows = {step: torch.rand(7, 3, 64, 64) for step in range(2, 42, 2)}
+    (run / "samples").mkdir()
+    for step, images in rows.items():
+        to_grid(images, columns=7).save(run / "samples" / f"step-{step:08d}.png")
     sets = {"test": CONDITIONS, "valid": CONDITIONS[:2]}
     scored = score_sets(pipeline, evaluator, auditor, None, sets, 2)
     record_generator("mine", pipeline, evaluator, scored, run / "pipeline", tmp_path / "results")
     folder = tmp_path / "results" / "mine"
-    names = {"config.json", "metrics.json", "log.jsonl", "test.png", "denoising.png"}
-    assert {path.name for path in folder.iterdir()} == names
+    names = {"config.json", "metrics.json", "log.jsonl"}
+    assert {path.name for path in folder.iterdir()} == names | {
+        *("test.png", "denoising.png", "samples.png")
+    }
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["training"]["images_per_second"] == 8
     assert metrics["training"]["machine"] == "mine"
     assert metrics["training"]["date"] == "2026-01-01" and "python" not in metrics["training"]
+    steps = metrics["training"]["sample_steps"]
+    assert (steps[0], steps[-1]) == (2, 40) and 4 < len(steps) <= 8 and steps == sorted(steps)
+    drawn = split_grid(Image.open(folder / "samples.png")).reshape(len(steps), 7, 3, 64, 64)
+    for step, row in zip(steps, drawn, strict=True):
+        assert np.abs(row / 127.5 - 1 - rows[step].numpy()).max() < 0.01
     assert metrics["test"]["scores"]["num_pictures"] == 6
     assert metrics["test"]["audit"]["num_conditions"] == 3
     assert [len(metrics["test"][name]) for name in ("seen", "counted")] == [3, 3]

@@ -96,6 +96,19 @@ def test_min_snr_weights_are_the_same_in_x0(kind):
         assert loss.item() == pytest.approx(0.01 * min(snr, 5.0), rel=1e-3)
 
 
+def test_logit_normal_time_steps_are_mostly_in_the_middle(tmp_path, dataset):
+    """Their logits are standard normal (Esser et al. 2024, eq. 19)."""
+    config = replace(SMOKE, time_sampling="logit_normal", batch_size=len(dataset.images))
+    run = Run(config, dataset, torch.device("cpu"), tmp_path)
+    draws = []
+    for run.step in range(2000 // config.batch_size + 1):
+        draws.append(run.batch()[2])
+    t = torch.cat(draws)
+    assert t.dtype == torch.int64 and 0 <= t.min() and t.max() <= 999
+    logits = torch.logit((t + 0.5) / 1000)
+    assert abs(logits.mean()) < 0.1 and abs(logits.std() - 1) < 0.1
+
+
 @pytest.mark.parametrize(("count", "batch_size"), [(10, 4), (10, 10), (3, 8)])
 def test_each_epoch_shows_every_picture_once(count, batch_size):
     order = PictureOrder(count, batch_size, seed=5)
@@ -398,7 +411,8 @@ train(config, pictures, sys.argv[1], progress=False, device="cpu")
     [
         ({"batch_size": 0}, "batch_size 0 must be above 0"),
         ({"label_dropout": 1.5}, "label_dropout 1.5 is not within 0 … 1"),
-        ({"precision": "fp8"}, "unknown precision 'fp8': choose one of"),
+        ({"precision": "fp8"}, "unknown precision 'fp8': choose one of auto, float32"),
+        ({"time_sampling": "mode"}, "unknown time_sampling 'mode': choose one of uniform"),
     ],
 )
 def test_bad_config(values, message):
