@@ -48,19 +48,22 @@ class Muon(torch.optim.Optimizer):
                 if weight.grad is not None:
                     by_shape[weight.shape].append(weight)
             for weights in by_shape.values():
-                ahead = torch.stack([self._look_ahead(w, group["momentum"]) for w in weights])
+                ahead = self._look_ahead(weights, group["momentum"])
                 updates = orthogonalize(ahead.flatten(2).to(self.dtype)).to(ahead.dtype)
                 size = 0.2 * max(updates.shape[1:]) ** 0.5
-                for weight, update in zip(weights, updates, strict=True):
-                    weight.mul_(1 - group["lr"] * group["weight_decay"])
-                    weight.add_(update.view(weight.shape), alpha=-group["lr"] * size)
+                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+                updates = updates.view(ahead.shape).unbind()
+                torch._foreach_add_(weights, updates, alpha=-group["lr"] * size)
 
-    def _look_ahead(self, weight: Tensor, momentum: float) -> Tensor:
-        """Take a gradient into its average, and mix the two."""
-        if "momentum" not in self.state[weight]:
-            self.state[weight]["momentum"] = torch.zeros_like(weight)
-        average = self.state[weight]["momentum"].lerp_(weight.grad, 1 - momentum)
-        return weight.grad.lerp(average, momentum)
+    def _look_ahead(self, weights: list[Tensor], momentum: float) -> Tensor:
+        """Take the gradients of weights of one shape into their averages, and mix the two."""
+        for weight in weights:
+            if "momentum" not in self.state[weight]:
+                self.state[weight]["momentum"] = torch.zeros_like(weight)
+        averages = [self.state[weight]["momentum"] for weight in weights]
+        gradients = [weight.grad for weight in weights]
+        torch._foreach_lerp_(averages, gradients, 1 - momentum)
+        return torch.stack(torch._foreach_lerp(gradients, averages, momentum))
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:

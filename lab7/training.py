@@ -280,8 +280,8 @@ class Run:
             optimizer.zero_grad()
         self.ema.step(self.network.parameters())
         level = t * NOISE_LEVELS // self.scheduler.config.num_train_timesteps
-        self._losses[0].index_add_(0, level, losses.detach())
-        self._losses[1] += torch.bincount(level, minlength=NOISE_LEVELS)
+        # Not bincount, which on a GPU waits for all that is queued.
+        self._losses.index_add_(1, level, torch.stack([losses.detach(), torch.ones_like(losses)]))
         self.step += 1
         self.seconds += time.perf_counter() - started
 
@@ -488,7 +488,8 @@ def _build_accelerator(config: TrainConfig, unet: ConditionalUNet, output_dir: P
         )
     precision = choose_precision(unet) if config.precision == "auto" else config.precision
     precision = broadcast_object_list([precision])[0]  # the timings of processes may differ
-    compiled = config.compile and has_compiler()
+    pays_off = unet.device.type == "cuda" and config.num_steps >= 2000
+    compiled = (pays_off if config.compile is None else config.compile) and has_compiler()
     if config.compile and not compiled:
         warnings.warn("no C++ compiler found: training without torch.compile", stacklevel=4)
     # Accelerate keeps the precision of the first Accelerator for the life of the process.
