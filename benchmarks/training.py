@@ -149,7 +149,8 @@ def reference_loop(
     scaler = torch.amp.GradScaler(device.type, enabled=half)
     pngs = PNGFolder(files, dataset.conditions)
     loader = torch.utils.data.DataLoader(
-        pngs, config.batch_size, shuffle=True, num_workers=WORKERS, drop_last=True
+        *(pngs, config.batch_size),
+        **{"shuffle": True, "num_workers": WORKERS, "drop_last": True, "persistent_workers": True},
     )
     while True:
         for images, cond in loader:
