@@ -228,7 +228,7 @@ def loss_by_level(log: Sequence[Mapping[str, Any]]) -> Chart:
         log: Rows of a training's log.jsonl with `loss_by_level`: for equal parts of the time
             steps, from little noise to much, the loss or None.
     """
-    chart, (left, right) = make_panels(2.5, 2, width_ratios=(3, 2))
+    chart, (left, right) = make_panels(2.5, 2, width_ratios=(3, 2), sharey=True)
     rows = [row for row in log if row.get("loss_by_level")]
     losses = np.array([row["loss_by_level"] for row in rows], dtype=float)
     count, window = losses.shape[1], max(1, len(rows) // 25)
@@ -241,8 +241,10 @@ def loss_by_level(log: Sequence[Mapping[str, Any]]) -> Chart:
     left.set(title="Loss by level of noise", ylabel="mean squared error", yscale="log")
     left.set_xlabel("pictures seen")
     left.xaxis.set_major_formatter(EngFormatter(sep=""))
-    right.bar(range(count), means[-1], color=shades)
-    right.set(title="At the end", xlabel="tenth of the time steps", yscale="log")
+    right.plot(range(count), means[-1], color=FAINT, linewidth=1, zorder=1)
+    right.scatter(range(count), means[-1], color=shades, zorder=2)
+    right.set(title="At the end", xlabel="tenth of the time steps, 0: least noise")
+    left.yaxis.set_major_formatter("{x:g}")
     return chart
 
 

@@ -228,11 +228,12 @@ def accuracy_table(records: dict[str, Record]) -> str:
     }.items():
         rows.append([name, *(f"{row[x]:.3f}" if x in row else "–" for x in splits)])
     header = ["accuracy", "`test`", "`new_test`", "`unseen`: triples never trained on"]
-    hours = ours.get("training.seconds") / 3600
+    minutes = ours.get("training.seconds") / 60
+    spent = f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
     exact = [ours.get(f"{name}.audit.exact_scene.value") for name in SCORED]
     note = (
         f"This model has {ours.get('training.parameters') / 1e6:.1f} million parameters and was "
-        f"trained for {hours:.1f} hours on {ours.get('training.machine')}. Its pictures, "
+        f"trained for {spent} on {ours.get('training.machine')}. Its pictures, "
         f"{ours.get('test.repetitions')} of each condition, none chosen, took "
         f"{ours.get('test.num_inference_steps')} steps each; in brackets 95 % intervals. The other "
         "rows are as published: another evaluator, the course's conditions, one draw. Counted by "
