@@ -60,7 +60,7 @@ def train(
         learning_rate: Highest learning rate.
         init_from: Folder of a saved pipeline whose weights to start from.
         seed: Of the first weights, the order of the pictures and the noise.
-        compile: Use torch.compile, which takes about a minute to pay off; by default the preset's.
+        compile: Use torch.compile, which takes about a minute to pay off; by default on a GPU only.
         tensorboard: Write TensorBoard's files into OUTPUT/tensorboard, too.
         resume: Go on from the latest state in OUTPUT; --no-resume starts anew.
         device: cuda, mps or cpu; by default the best there is.

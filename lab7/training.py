@@ -464,6 +464,13 @@ def choose_precision(unet: ConditionalUNet) -> str:
     return "bfloat16" if faster else "float32"
 
 
+def should_compile(config: TrainConfig, device: torch.device) -> bool:
+    """Tell whether a run wants `torch.compile`, see `TrainConfig.compile`."""
+    if config.compile is not None:
+        return config.compile
+    return device.type == "cuda" and config.num_steps >= 2000
+
+
 def _build_unet(config: TrainConfig) -> ConditionalUNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -488,8 +495,7 @@ def _build_accelerator(config: TrainConfig, unet: ConditionalUNet, output_dir: P
         )
     precision = choose_precision(unet) if config.precision == "auto" else config.precision
     precision = broadcast_object_list([precision])[0]  # the timings of processes may differ
-    pays_off = unet.device.type == "cuda" and config.num_steps >= 2000
-    compiled = (pays_off if config.compile is None else config.compile) and has_compiler()
+    compiled = should_compile(config, unet.device) and has_compiler()
     if config.compile and not compiled:
         warnings.warn("no C++ compiler found: training without torch.compile", stacklevel=4)
     # Accelerate keeps the precision of the first Accelerator for the life of the process.

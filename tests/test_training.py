@@ -26,6 +26,7 @@ from lab7.training import (
     choose_precision,
     diffusion_loss,
     learning_rate,
+    should_compile,
     train,
 )
 
@@ -278,7 +279,7 @@ def test_label_dropout_takes_whole_conditions(tmp_path, dropout, expected):
     pictures = SimpleNamespace(
         images=torch.zeros(400, 3, 64, 64, dtype=torch.uint8), conditions=conditions
     )
-    config = replace(SMOKE, label_dropout=dropout, batch_size=400)
+    config = replace(SMOKE, label_dropout=dropout, batch_size=400, time_sampling="uniform")
     x0, cond, t, noise = Run(config, pictures, torch.device("cpu"), tmp_path).batch()
     assert set(cond.sum(1).tolist()) <= {0.0, 3.0}
     assert (cond.sum(1) > 0).float().mean().item() == pytest.approx(expected, abs=0.08)
@@ -312,6 +313,21 @@ def test_tensorboard_files(tmp_path, dataset):
     pytest.importorskip("tensorboard")
     train(replace(SMOKE, tensorboard=True), dataset, tmp_path, progress=False)
     assert list(tmp_path.glob("tensorboard/events.out.tfevents*"))
+
+
+@pytest.mark.parametrize(
+    ("compile", "steps", "device", "expected"),
+    [
+        (None, 2000, "cuda", True),
+        (None, 1999, "cuda", False),  # over before it pays off
+        (None, 2000, "cpu", False),
+        (False, 2000, "cuda", False),
+        (True, 1, "cpu", True),
+    ],
+)
+def test_compiles_by_itself_only_where_it_pays_off(compile, steps, device, expected):
+    config = replace(SMOKE, num_steps=steps, compile=compile)
+    assert should_compile(config, torch.device(device)) is expected
 
 
 def test_no_compiler_falls_back(tmp_path, dataset, monkeypatch):
