@@ -191,13 +191,8 @@ def evaluate(
     from lab7.fidelity import RealPictures
     from lab7.files import require_writable
     from lab7.pipeline import load_pipeline
-    from lab7.scoring import (
-        record_generator,
-        require_same_pictures,
-        score_sets,
-        score_table,
-        scores,
-    )
+    from lab7.recording import record_generator, require_same_pictures
+    from lab7.scoring import score_sets, score_table, scores
 
     judge, auditor = Evaluator.load(evaluator, device, data), Auditor.load(device=device)
     if images is not None and conditions is None:
@@ -300,7 +295,7 @@ def sweep(
     """
     from lab7.evaluator import Evaluator
     from lab7.pipeline import load_pipeline
-    from lab7.scoring import record_sweep
+    from lab7.recording import record_sweep
 
     pipeline, judge = load_pipeline(checkpoint, device), Evaluator.load(evaluator, device, data)
     metrics = record_sweep(

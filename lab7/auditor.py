@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from lab7.dataset import DATA_DIR, to_float
 from lab7.devices import choose_device
-from lab7.evaluator import Estimate, save_weights, share
+from lab7.estimates import Estimate, share
+from lab7.evaluator import save_weights
 from lab7.labels import COLORS, LABELS, NUM_LABELS
 from lab7.packs import IMAGE_SIZE
 

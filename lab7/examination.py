@@ -18,7 +18,8 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from lab7.auditor import Auditor, Sighting
 from lab7.auditor_training import AuditorConfig, label_counts, read_scenes
 from lab7.dataset import ICLEVRDataset, to_float
-from lab7.evaluator import THRESHOLD, Evaluator, share
+from lab7.estimates import share
+from lab7.evaluator import THRESHOLD, Evaluator
 from lab7.fidelity import Fidelity, RealPictures
 from lab7.files import require_writable
 from lab7.fooling import score_fooled

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from lab7.auditor import FEATURES, Auditor
 from lab7.dataset import ICLEVRDataset, cache_folder
-from lab7.evaluator import Estimate, share
+from lab7.estimates import Estimate, share
 from lab7.files import write_atomically
 
 _GROUPS = 100  # of the jackknife, where pictures have no conditions in common

@@ -21,10 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.stats
 import torch
 
-from lab7.evaluator import Estimate
 from lab7.files import write_atomically
 from lab7.labels import read_json
 
@@ -152,24 +150,6 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
         except ValueError as error:
             raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
     return rows
-
-
-def aggregate(values: Sequence[float]) -> Estimate:
-    """Return the mean over repetitions (seeds) and its 95 % interval.
-
-    The interval is Student's: mean ± t(0.975, n - 1)·s/√n. A single value has none.
-
-    Raises:
-        ValueError: No values.
-    """
-    if len(values) == 0:
-        raise ValueError("there is nothing to aggregate: no values")
-    mean, count = float(np.mean(values)), len(values)
-    if count == 1:
-        return Estimate(mean, None, None)
-    error = float(np.std(values, ddof=1)) / count**0.5
-    margin = float(scipy.stats.t.ppf(0.975, count - 1)) * error
-    return Estimate(mean, mean - margin, mean + margin)
 
 
 def published() -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from lab7 import judge_plots, plots
-from lab7.evaluator import Estimate
+from lab7.estimates import Estimate
 from lab7.labels import LABELS
 from lab7.results import published
 from lab7.sampling import to_grid

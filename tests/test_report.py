@@ -10,14 +10,15 @@ from PIL import Image
 
 from lab7.auditor import compute_audit
 from lab7.dataset import to_float
-from lab7.evaluator import Estimate, compute_scores
+from lab7.estimates import Estimate, aggregate
+from lab7.evaluator import compute_scores
 from lab7.evaluator_training import EvaluatorConfig
 from lab7.examination import calibration
 from lab7.experiments import get_experiment
 from lab7.fidelity import Fidelity
 from lab7.labels import LABELS, decode, encode, load_conditions
 from lab7.packs import write_pack
-from lab7.results import RESULTS_DIR, aggregate, append_log, published, read_record, write_record
+from lab7.results import RESULTS_DIR, append_log, published, read_record, write_record
 from lab7.sampling import to_grid
 from lab7.scoring import compare_judges
 

@@ -13,14 +13,13 @@ from lab7.evaluator import Evaluator, build_network
 from lab7.labels import encode
 from lab7.pipeline import load_pipeline, to_pil
 from lab7.plots import split_grid
+from lab7.recording import record_generator, record_sweep
 from lab7.results import file_hash, read_record
 from lab7.sampling import denoising_frames, to_grid, write_samples
 from lab7.schedulers import scheduler_name
 from lab7.scoring import (
     compare_judges,
     failed_pictures,
-    record_generator,
-    record_sweep,
     score_pipeline,
     score_sets,
     score_table,
