@@ -230,11 +230,11 @@ def loss_by_level(log: Sequence[Mapping[str, Any]]) -> Chart:
     """
     chart, (left, right) = make_panels(2.5, 2, width_ratios=(3, 2), sharey=True)
     rows = [row for row in log if row.get("loss_by_level")]
-    losses = np.array([row["loss_by_level"] for row in rows], dtype=float)
+    losses = np.ma.masked_invalid(np.array([row["loss_by_level"] for row in rows], dtype=float))
     count, window = losses.shape[1], max(1, len(rows) // 25)
     shades = mpl.colormaps["viridis"](np.linspace(0, 0.9, count))
     starts = range(0, len(rows), window)
-    means = np.array([np.nanmean(losses[start : start + window], axis=0) for start in starts])
+    means = np.ma.stack([losses[start : start + window].mean(axis=0) for start in starts])
     images = [_column(rows[start : start + window], "images").mean() for start in starts]
     for level in range(count):
         left.plot(images, means[:, level], color=shades[level], linewidth=1.2)
