@@ -19,7 +19,7 @@ from lab7.plots import INK, OBJECT_COLORS
 
 LIGHT = "#ffffff"
 PICTURE_WIDTH = 256  # pixels
-_DPI = 200  # of drawings that are laid out at 100: sharp on dense screens
+_DPI = 150  # of drawings that are laid out at 100: sharper on dense screens, half the bytes of 200
 
 
 @dataclass(frozen=True)
