@@ -280,7 +280,7 @@ def test_a_reader_without_a_kernel_gets_a_picture_and_a_text(pipeline, monkeypat
     data, metadata = DisplayFormatter().format(LabelPicker(pipeline, evaluator))
     assert set(data) == {"image/png", "text/plain"}
     image = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
-    assert image.width == 2 * metadata["image/png"]["width"]
+    assert image.width == 1.5 * metadata["image/png"]["width"]  # sharper on dense screens
     lines = data["text/plain"].split("\n")
     assert lines[0] == "Asked for: red cube, blue cylinder"
     assert lines[-1] == "2 steps, guidance 3, seed 0"
