@@ -43,7 +43,6 @@ class TrainConfig:
         sample_every: Steps between two rows of samples; None: no samples.
         tensorboard: Whether to write TensorBoard's event files too.
         scheduler: Scheduler saved for sampling; a name for `convert_scheduler`.
-        scheduler_options: Its settings beyond the noise schedule.
         num_inference_steps: Steps of sampling, saved as the default.
         guidance_scale: Guidance of sampling, saved as the default.
     """
@@ -71,7 +70,6 @@ class TrainConfig:
     sample_every: int | None = 1000
     tensorboard: bool = False
     scheduler: str = "ddpm"
-    scheduler_options: dict[str, Any] = field(default_factory=dict)
     num_inference_steps: int = 1000
     guidance_scale: float = 1.0
 
@@ -199,8 +197,6 @@ _OURS = TrainConfig(
     time_sampling="logit_normal",
     sample_every=250,
     scheduler="sde-dpmsolver++",
-    # For DPM-Solver++ this cuts each predicted x0 to [-1, 1], where guidance drives it out.
-    scheduler_options={"thresholding": True, "sample_max_value": 1.0},
     num_inference_steps=20,
     guidance_scale=3.0,
 )

@@ -42,6 +42,9 @@ class ConditionalUNet(UNet2DModel):
         condition: `"embedding"` or `"channels"`.
         patch_size: The network works on patches of this side, moved into the channels by
             `pixel_unshuffle`: p = 2 makes every layer four times cheaper.
+        scaling_factor: What pictures in [-1, 1] are multiplied by before noise is added (Chen
+            2023, “On the importance of noise scheduling”, section 2.2). The network itself does
+            not use it; it is saved with it, for training and sampling have to agree on it.
 
     Raises:
         ValueError: If `condition` is unknown or `sample_size` does not fit the number of levels.
@@ -65,6 +68,7 @@ class ConditionalUNet(UNet2DModel):
         num_labels: int = 24,
         condition: str = "embedding",
         patch_size: int = 1,
+        scaling_factor: float = 1.0,
     ):
         smallest = patch_size * 2 ** (len(block_out_channels) - 1)
         if condition not in CONDITIONS:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from lab7.dataset import DATA_DIR, to_uint8
 from lab7.devices import choose_device
+from lab7.diffusion import convert_scheduler, predict_x0, prediction_of
 from lab7.labels import NUM_LABELS, encode, parse_condition
 from lab7.model import ConditionalUNet
-from lab7.schedulers import convert_scheduler, predict_x0
 
 GENERATOR_DIR = DATA_DIR / "weights" / "generator"
 SETTINGS = ("num_inference_steps", "guidance_scale")
@@ -100,12 +100,11 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
             for start in batches:
                 rows = slice(start, start + batch_size)
                 reverse = self.reverse(cond[rows], seeds[rows], steps, guidance)
-                for step, (t, xt, x0, xt_next) in enumerate(reverse):
+                for step, (t, xt, x0, xt_next) in enumerate(reverse):  # noqa: B007
                     bar.update()
                     if callback is not None:
                         callback(step, t, xt, x0)
-                    drawn = xt_next
-                images.append(drawn.clamp(-1, 1).cpu())
+                images.append(xt_next.clamp(-1, 1).cpu())
         images = torch.cat(images)
         return ImagePipelineOutput(images=images if output_type == "pt" else to_pil(images))
 
@@ -129,20 +128,23 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
             guidance_scale: Weight of classifier-free guidance.
 
         Yields:
-            At each step t, xt (B, 3, 64, 64), the x0 predicted from it, and the next xt.
+            At each step t, xt (B, 3, 64, 64) as the network sees it, the x0 in [-1, 1] predicted
+            from it, and the next xt in units of x0: after the last step, the picture.
         """
         generators = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
         cond = cond.to(self.device)
         self.scheduler.set_timesteps(num_inference_steps)
         stochastic = "generator" in inspect.signature(self.scheduler.step).parameters
         extra = {"generator": generators} if stochastic else {}
-        xt = self._start(generators)
+        xt, scale = self._start(generators), self.unet.config.scaling_factor
         for t in self.scheduler.timesteps:
             scaled = self.scheduler.scale_model_input(xt, t)
             prediction = self._predict(scaled, t.to(self.device), cond, guidance_scale)
-            x0 = predict_x0(self.scheduler, prediction, int(t), scaled)
+            x0 = predict_x0(self.scheduler, prediction, int(t), scaled) / scale
+            x0 = x0.clamp(-1, 1)  # where guidance, and errors at high noise, drive it out
+            prediction = prediction_of(self.scheduler, x0 * scale, int(t), scaled)
             xt_next = self.scheduler.step(prediction, t, xt, **extra).prev_sample
-            yield int(t), scaled, x0, xt_next
+            yield int(t), scaled, x0, xt_next / scale
             xt = xt_next
 
     def _start(self, generators: list[torch.Generator]) -> Tensor:

@@ -18,7 +18,7 @@ from lab7.results import environment
 # What may differ between a run and its resumption: none of it changes the course of training.
 FREE_FIELDS = (
     *("precision", "compile", "log_every", "save_every", "sample_every", "tensorboard"),
-    *("scheduler", "scheduler_options", "num_inference_steps", "guidance_scale"),
+    *("scheduler", "num_inference_steps", "guidance_scale"),
 )
 LENGTH_FIELDS = ("num_steps", "budget_seconds")  # that may grow once a run is finished
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.utils import make_grid
 
+from lab7.diffusion import scheduler_name
 from lab7.evaluator import Evaluator, compute_scores
 from lab7.files import require_writable
 from lab7.labels import LABELS, encode
 from lab7.pipeline import ConditionalDDPMPipeline, to_pil
-from lab7.schedulers import scheduler_name
 
 DENOISING_CONDITION = ("red sphere", "cyan cylinder", "cyan cube")  # the one the course asks for
 DENOISING_FRAMES = 10

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lab7.auditor import Auditor, compute_audit, list_objects
+from lab7.diffusion import scheduler_name
 from lab7.estimates import Estimate, aggregate, share
 from lab7.evaluator import (
     THRESHOLD,
@@ -20,7 +21,6 @@ from lab7.evaluator import (
 from lab7.fidelity import RealPictures
 from lab7.labels import decode, encode
 from lab7.pipeline import ConditionalDDPMPipeline
-from lab7.schedulers import scheduler_name
 
 Conditions = Sequence[Sequence[str]]
 PARTS = ("scores", "audit", "agreement", "fidelity")  # of what `scores` returns

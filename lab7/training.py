@@ -17,18 +17,14 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, broadcast_object_list, is_tensorboard_available
 from diffusers import DDPMScheduler
-from diffusers.training_utils import (
-    EMAModel,
-    compute_density_for_timestep_sampling,
-    compute_snr,
-)
+from diffusers.training_utils import EMAModel, compute_density_for_timestep_sampling
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from lab7.checkpoints import load_latest, save_state
 from lab7.dataset import to_float
 from lab7.devices import bfloat16_is_faster, choose_device, has_compiler, keep_freed_memory
+from lab7.diffusion import convert_scheduler, diffusion_loss
 from lab7.experiments import PRECISIONS, TrainConfig
 from lab7.files import write_atomically
 from lab7.model import ConditionalUNet
@@ -37,7 +33,6 @@ from lab7.pipeline import ConditionalDDPMPipeline, load_pipeline, save_pipeline
 from lab7.results import append_log
 from lab7.run_folder import check_same_run, in_use, postponed_interrupts, prepare_folder, trim_log
 from lab7.sampling import to_grid
-from lab7.schedulers import convert_scheduler
 
 SAMPLED = (  # what the rows of samples show
     *(("red sphere",), ("gray cube",), ("green cube", "brown cylinder")),
@@ -148,46 +143,6 @@ def _go_on(
     run.accelerator.end_training()
 
 
-def diffusion_loss(
-    unet: torch.nn.Module,
-    scheduler: DDPMScheduler,
-    x0: Tensor,
-    cond: Tensor,
-    t: Tensor,
-    noise: Tensor,
-    snr_gamma: float | None = None,
-    reduction: str = "mean",
-) -> Tensor:
-    """Compute the training loss of a batch (Ho et al. 2020, eq. 14).
-
-    Args:
-        unet: Called with (xt, t, cond).
-        scheduler: The noise schedule; its `prediction_type` decides the target.
-        x0: Pictures (B, 3, H, W) in [-1, 1].
-        cond: Multi-hot conditions (B, 24).
-        t: Time steps (B,) in 0 … T-1.
-        noise: Standard normal noise (B, 3, H, W).
-        snr_gamma: Weight the loss by min(SNR, gamma) in units of x0 (Hang et al. 2023, eq. 8).
-        reduction: "mean" over the batch, or "none".
-
-    Returns:
-        The squared error as a mean over pixels and channels, in float32: a scalar, or (B,).
-    """
-    xt = scheduler.add_noise(x0, noise, t)
-    kind = scheduler.config.prediction_type
-    if kind == "v_prediction":
-        target = scheduler.get_velocity(x0, noise, t)
-    else:
-        target = noise if kind == "epsilon" else x0
-    prediction = unet(xt, t, cond, return_dict=False)[0]
-    loss = F.mse_loss(prediction.float(), target, reduction="none").mean(dim=(1, 2, 3))
-    if snr_gamma is not None:
-        snr = compute_snr(scheduler, t)
-        in_x0 = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[kind]
-        loss = loss * snr.clamp(max=snr_gamma) / in_x0
-    return loss.mean() if reduction == "mean" else loss
-
-
 class Run:
     """The state of a training run and what one step does to it.
 
@@ -270,6 +225,7 @@ class Run:
         with self.accelerator.autocast():
             losses = diffusion_loss(
                 *(self.unet, self.scheduler, x0, cond, t, noise),
+                scaling_factor=self.network.config.scaling_factor,
                 snr_gamma=self.config.snr_gamma,
                 reduction="none",
             )
@@ -403,7 +359,7 @@ class Run:
         config = self.config
         unet = ConditionalUNet(**config.unet).to(self.images.device).eval()
         self.ema.copy_to(unet.parameters())
-        scheduler = convert_scheduler(self.scheduler, config.scheduler, **config.scheduler_options)
+        scheduler = convert_scheduler(self.scheduler, config.scheduler)
         return ConditionalDDPMPipeline(
             unet, scheduler, config.num_inference_steps, config.guidance_scale
         )

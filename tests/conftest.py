@@ -8,12 +8,12 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 
+from lab7.diffusion import convert_scheduler
 from lab7.experiments import get_experiment
 from lab7.labels import LABELS
 from lab7.model import ConditionalUNet
 from lab7.packs import write_pack
 from lab7.pipeline import ConditionalDDPMPipeline, load_pipeline, save_pipeline
-from lab7.schedulers import convert_scheduler
 
 SCENES = {
     "CLEVR_train_000007": ["cyan cube", "red sphere", "gray cylinder"],
@@ -116,7 +116,7 @@ def saved_pipeline(tmp_path_factory):
     config = get_experiment("smoke").config
     torch.manual_seed(0)
     scheduler = DDPMScheduler(**config.noise)
-    scheduler = convert_scheduler(scheduler, config.scheduler, **config.scheduler_options)
+    scheduler = convert_scheduler(scheduler, config.scheduler)
     tiny = ConditionalDDPMPipeline(
         ConditionalUNet(**config.unet), scheduler, config.num_inference_steps, guidance_scale=2.0
     )

@@ -6,11 +6,11 @@ import pytest
 from test_report import load_build
 
 from lab7.__main__ import ROOT
+from lab7.diffusion import scheduler_name
 from lab7.evaluator import WEIGHTS
 from lab7.experiments import get_experiment
 from lab7.pipeline import GENERATOR_DIR, load_pipeline
 from lab7.results import file_hash, read_record, read_records
-from lab7.schedulers import scheduler_name
 
 REFRESH = "run `make report`"
 

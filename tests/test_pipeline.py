@@ -9,6 +9,7 @@ import torch
 from diffusers import DDPMScheduler, SchedulerMixin
 from torch import Tensor, nn
 
+from lab7.diffusion import convert_scheduler, predict_x0, prediction_of, scheduler_name
 from lab7.labels import encode
 from lab7.model import ConditionalUNet
 from lab7.pipeline import (
@@ -16,7 +17,6 @@ from lab7.pipeline import (
     load_pipeline,
     save_pipeline,
 )
-from lab7.schedulers import convert_scheduler, predict_x0, scheduler_name
 
 CONDITIONS = [["red cube"], ["blue cylinder", "gray sphere"], ["red cube", "cyan cube"]]
 
@@ -101,11 +101,11 @@ class Oracle(nn.Module):
 
     device = torch.device("cpu")
 
-    def __init__(self, x0: Tensor, scheduler: SchedulerMixin):
+    def __init__(self, x0: Tensor, scheduler: SchedulerMixin, scaling_factor: float = 1.0):
         super().__init__()
-        self.x0, self.kind = x0, scheduler.config.prediction_type
+        self.x0, self.kind = x0 * scaling_factor, scheduler.config.prediction_type
         self.alphas_cumprod = scheduler.alphas_cumprod
-        self.config = SimpleNamespace(in_channels=3, sample_size=64)
+        self.config = SimpleNamespace(in_channels=3, sample_size=64, scaling_factor=scaling_factor)
 
     def forward(self, xt: Tensor, t: Tensor, cond: Tensor) -> SimpleNamespace:
         a = self.alphas_cumprod[t.long()]
@@ -119,11 +119,13 @@ class Oracle(nn.Module):
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_samplers_reach_a_known_picture(kind, schedule, name):
+@pytest.mark.parametrize("scaling_factor", [1.0, 8.0])
+def test_samplers_reach_a_known_picture(kind, schedule, name, scaling_factor):
     x0 = torch.linspace(-0.9, 0.9, 3 * 64 * 64).reshape(1, 3, 64, 64)
     noise = DDPMScheduler(beta_schedule=schedule, prediction_type=kind)
     pipeline = make_pipeline()
-    pipeline.register_modules(unet=Oracle(x0, noise), scheduler=convert_scheduler(noise, name))
+    oracle = Oracle(x0, noise, scaling_factor)
+    pipeline.register_modules(unet=oracle, scheduler=convert_scheduler(noise, name))
     steps = list(pipeline.reverse(torch.zeros(1, 24), [0], 20, 1))
     assert len(steps) == 20
     assert torch.allclose(steps[-1][3], x0, atol=0.02)
@@ -141,6 +143,7 @@ def test_predicted_x0(kind):
     }[kind]
     xt = scheduler.add_noise(x0, noise, t)
     assert torch.allclose(predict_x0(scheduler, prediction, 300, xt), x0, atol=1e-4)
+    assert torch.allclose(prediction_of(scheduler, x0, 300, xt), prediction, atol=1e-4)
 
 
 def test_callback_sees_every_step():

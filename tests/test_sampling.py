@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from lab7.auditor import Auditor, AuditorNetwork
+from lab7.diffusion import scheduler_name
 from lab7.evaluator import Evaluator, build_network
 from lab7.labels import encode
 from lab7.pipeline import load_pipeline, to_pil
@@ -16,7 +17,6 @@ from lab7.plots import split_grid
 from lab7.recording import record_generator, record_sweep
 from lab7.results import file_hash, read_record
 from lab7.sampling import denoising_frames, to_grid, write_samples
-from lab7.schedulers import scheduler_name
 from lab7.scoring import (
     compare_judges,
     failed_pictures,

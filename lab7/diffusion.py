@@ -1,12 +1,15 @@
-"""Noise schedulers of diffusers: which there are, by name, and the x0 that a prediction means."""
+"""The diffusion process: noise schedules, what a network predicts, the loss, samplers by name."""
 
 import difflib
 import inspect
 from collections.abc import Iterable
 
 import diffusers
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers.training_utils import compute_snr
 from torch import Tensor
+from torch.nn import functional as F
 
 ALGORITHMS = ("dpmsolver++", "sde-dpmsolver++")  # of DPM-Solver: without and with fresh noise
 
@@ -47,6 +50,7 @@ def convert_scheduler(
         options = {"lambda_min_clipped": -5.1} | options
     if cls is DDIMScheduler:
         options = {"timestep_spacing": "trailing"} | options
+    options = {"clip_sample": False, "thresholding": False} | options  # the pipeline clips x0
     return cls.from_config(scheduler.config, **options)
 
 
@@ -57,10 +61,53 @@ def scheduler_name(scheduler: diffusers.SchedulerMixin) -> str:
     return _short(type(scheduler).__name__)
 
 
+def diffusion_loss(
+    unet: torch.nn.Module,
+    scheduler: DDPMScheduler,
+    x0: Tensor,
+    cond: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    scaling_factor: float = 1.0,
+    snr_gamma: float | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Compute the training loss of a batch (Ho et al. 2020, eq. 14).
+
+    Args:
+        unet: Called with (xt, t, cond).
+        scheduler: The noise schedule; its `prediction_type` decides the target.
+        x0: Pictures (B, 3, H, W) in [-1, 1].
+        cond: Multi-hot conditions (B, 24).
+        t: Time steps (B,) in 0 … T-1.
+        noise: Standard normal noise (B, 3, H, W).
+        scaling_factor: What x0 is multiplied by before noise is added, see `ConditionalUNet`.
+        snr_gamma: Weight the loss by min(SNR, gamma) in units of x0 (Hang et al. 2023, eq. 8).
+        reduction: "mean" over the batch, or "none".
+
+    Returns:
+        The squared error as a mean over pixels and channels, in float32: a scalar, or (B,).
+    """
+    x0 = x0 * scaling_factor
+    xt = scheduler.add_noise(x0, noise, t)
+    kind = scheduler.config.prediction_type
+    if kind == "v_prediction":
+        target = scheduler.get_velocity(x0, noise, t)
+    else:
+        target = noise if kind == "epsilon" else x0
+    prediction = unet(xt, t, cond, return_dict=False)[0]
+    loss = F.mse_loss(prediction.float(), target, reduction="none").mean(dim=(1, 2, 3))
+    if snr_gamma is not None:
+        snr = compute_snr(scheduler, t)
+        in_x0 = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[kind]
+        loss = loss * snr.clamp(max=snr_gamma) / in_x0
+    return loss.mean() if reduction == "mean" else loss
+
+
 def predict_x0(
     scheduler: diffusers.SchedulerMixin, prediction: Tensor, t: int, xt: Tensor
 ) -> Tensor:
-    """Compute the x0 that a network's prediction at t stands for, cut to [-1, 1].
+    """Compute the x0 that a network's prediction at t stands for.
 
     Args:
         scheduler: Gives alphas_cumprod and the type of the prediction.
@@ -69,18 +116,33 @@ def predict_x0(
         xt: Noisy pictures of variance 1 as the network saw them (B, 3, H, W).
 
     Returns:
-        x0 (B, 3, H, W): for epsilon from eq. 4 of Ho et al. 2020, for v from appendix D of
-        Salimans & Ho 2022.
+        x0 (B, 3, H, W), not clipped: for epsilon from eq. 4 of Ho et al. 2020, for v from
+        appendix D of Salimans & Ho 2022.
     """
-    alpha_bar = scheduler.alphas_cumprod[t].to(xt.device)
+    alpha, sigma = _alpha_sigma(scheduler, t)
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
-        x0 = (xt - (1 - alpha_bar).sqrt() * prediction) / alpha_bar.sqrt()
-    elif kind == "v_prediction":
-        x0 = alpha_bar.sqrt() * xt - (1 - alpha_bar).sqrt() * prediction
-    else:
-        x0 = prediction
-    return x0.clamp(-1, 1)
+        return (xt - sigma * prediction) / alpha
+    if kind == "v_prediction":
+        return alpha * xt - sigma * prediction
+    return prediction
+
+
+def prediction_of(scheduler: diffusers.SchedulerMixin, x0: Tensor, t: int, xt: Tensor) -> Tensor:
+    """Compute the prediction at t that stands for x0: the inverse of `predict_x0`."""
+    alpha, sigma = _alpha_sigma(scheduler, t)
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return (xt - alpha * x0) / sigma
+    if kind == "v_prediction":
+        return (alpha * xt - x0) / sigma
+    return x0
+
+
+def _alpha_sigma(scheduler: diffusers.SchedulerMixin, t: int) -> tuple[float, float]:
+    """Return what x0 and the noise are multiplied by at t: √ᾱ and √(1 - ᾱ)."""
+    alpha_bar = float(scheduler.alphas_cumprod[t])
+    return alpha_bar**0.5, (1 - alpha_bar) ** 0.5
 
 
 def _compatibles(scheduler: diffusers.SchedulerMixin) -> list[type]:
