@@ -45,6 +45,14 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
     return ((images.to(torch.float32) + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def data_hash(images: torch.Tensor, conditions: torch.Tensor) -> str:
+    """Return a SHA-256 of pictures (N, 3, 64, 64) uint8 and their conditions (N, 24)."""
+    digest = hashlib.sha256()
+    for part in (images, conditions):
+        digest.update(part.cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
 def resolve_root(root: str | Path | None = None) -> Path:
     """Return the data folder: the argument, else the one `LAB7_DATA` names, else the embedded set.
 

@@ -94,6 +94,9 @@ class TrainConfig:
                     f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(allowed)}"
                 )
 
+        if self.precision == "float16" and self.optimizer == "muon":
+            raise ValueError("precision 'float16' is not for 'muon': take 'bfloat16' or 'adamw'")
+
     def to_json(self) -> str:
         """Write the configuration as JSON."""
         return json.dumps(asdict(self), indent=2) + "\n"

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import lab7.checkpoints
-from lab7.checkpoints import load_latest
+import lab7.training
+from lab7.checkpoints import in_use, load_latest
 from lab7.experiments import get_experiment
 from lab7.pipeline import load_pipeline
-from lab7.run_folder import in_use
 from lab7.training import train
 
 SMOKE = get_experiment("smoke").config
@@ -160,3 +160,54 @@ def test_states_hold_what_the_run_is(tmp_path):
     state = load_latest(tmp_path / "states")
     assert state["config"]["num_steps"] == 4 and state["step"] == 4
     assert set(state) == {"config", "step", "seconds", "unet", "ema", "optimizers"}
+
+
+def test_other_pictures_or_another_precision_are_refused(tmp_path):
+    run(tmp_path, LONG, max_seconds=1e-6)
+    before = (tmp_path / "log.jsonl").read_bytes()
+    others = SimpleNamespace(images=DATASET.images[:8], conditions=DATASET.conditions[:8])
+    with pytest.raises(ValueError, match="num_pictures = 10, not 8; data_sha256 = [0-9a-f]{64}"):
+        train(LONG, others, tmp_path, progress=False, device="cpu")
+    with pytest.raises(ValueError, match="precision = float32, not bfloat16"):
+        run(tmp_path, replace(LONG, precision="bfloat16"))
+    assert (tmp_path / "log.jsonl").read_bytes() == before
+
+
+def test_a_run_keeps_the_precision_and_the_machine_of_its_first_start(tmp_path, monkeypatch):
+    auto = replace(LONG, precision="auto")
+    monkeypatch.setattr("lab7.training.choose_precision", lambda unet: "bfloat16")
+    run(tmp_path, auto, max_seconds=1e-6)
+    first = json.loads((tmp_path / "environment.json").read_text())
+    monkeypatch.setattr("lab7.training.choose_precision", lambda unet: "float32")
+    other = lab7.checkpoints.environment() | {"machine": "another"}
+    monkeypatch.setattr("lab7.checkpoints.environment", lambda: other)
+    run(tmp_path, auto, max_seconds=1e-6)
+    run(tmp_path, auto, max_seconds=1e-6)
+    noted = json.loads((tmp_path / "environment.json").read_text())
+    assert noted["precision"] == "bfloat16" and noted["machine"] == first["machine"]
+    assert [start["machine"] for start in noted["resumed"]] == ["another"]
+
+
+def test_minutes_leave_time_to_save(tmp_path, monkeypatch):
+    save = lab7.training.save_state
+
+    def slow(*args):
+        time.sleep(1)
+        return save(*args)
+
+    monkeypatch.setattr("lab7.training.save_state", slow)
+    started = time.perf_counter()
+    run(tmp_path, replace(LONG, num_steps=10**6, log_every=1000, save_every=10**6), max_seconds=3)
+    assert time.perf_counter() - started < 3.7  # 4 and more, were the last save not reckoned with
+
+
+def test_the_state_is_read_under_the_lock(tmp_path, monkeypatch):
+    run(tmp_path, LONG, max_seconds=1e-6)
+
+    def read(folder):
+        with pytest.raises(ValueError, match="in use"), in_use(tmp_path):
+            pass
+        return load_latest(folder)
+
+    monkeypatch.setattr("lab7.training.load_latest", read)
+    run(tmp_path, LONG, max_seconds=1e-6)

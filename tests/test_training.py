@@ -16,15 +16,14 @@ from diffusers.optimization import get_cosine_schedule_with_warmup
 from PIL import Image
 
 import lab7.training
-from lab7.diffusion import scheduler_name
+from lab7.diffusion import diffusion_loss, scheduler_name
 from lab7.experiments import TrainConfig, get_experiment
 from lab7.pipeline import load_pipeline
 from lab7.training import (
     SAMPLED,
-    PictureOrder,
+    Batches,
     Run,
     choose_precision,
-    diffusion_loss,
     learning_rate,
     should_compile,
     train,
@@ -100,22 +99,28 @@ def test_min_snr_weights_are_the_same_in_x0(kind):
         assert loss.item() == pytest.approx(0.01 * min(snr, 5.0), rel=1e-3)
 
 
-def test_logit_normal_time_steps_are_mostly_in_the_middle(tmp_path, dataset):
+def test_logit_normal_time_steps_are_mostly_in_the_middle(dataset):
     """Their logits are standard normal (Esser et al. 2024, eq. 19)."""
     config = replace(SMOKE, time_sampling="logit_normal", batch_size=len(dataset.images))
-    run = Run(config, dataset, torch.device("cpu"), tmp_path)
-    draws = []
-    for run.step in range(2000 // config.batch_size + 1):
-        draws.append(run.batch()[2])
-    t = torch.cat(draws)
+    batches = Batches(config, dataset, torch.device("cpu"))
+    t = torch.cat([batches(step)[2] for step in range(2000 // config.batch_size + 1)])
     assert t.dtype == torch.int64 and 0 <= t.min() and t.max() <= 999
     logits = torch.logit((t + 0.5) / 1000)
     assert abs(logits.mean()) < 0.1 and abs(logits.std() - 1) < 0.1
 
 
+def order_of(count, batch_size, seed):
+    """Which pictures each step sees."""
+    pictures = SimpleNamespace(
+        images=torch.zeros(count, 3, 64, 64, dtype=torch.uint8), conditions=torch.zeros(count, 24)
+    )
+    config = replace(SMOKE, batch_size=batch_size, seed=seed)
+    return Batches(config, pictures, torch.device("cpu")).rows
+
+
 @pytest.mark.parametrize(("count", "batch_size"), [(10, 4), (10, 10), (3, 8)])
 def test_each_epoch_shows_every_picture_once(count, batch_size):
-    order = PictureOrder(count, batch_size, seed=5)
+    order = order_of(count, batch_size, seed=5)
     steps = 3 * count // math.gcd(count, batch_size)
     shown = torch.cat([order(step) for step in range(steps)]).tolist()
     epochs = [shown[i : i + count] for i in range(0, len(shown), count)]
@@ -124,11 +129,11 @@ def test_each_epoch_shows_every_picture_once(count, batch_size):
 
 
 def test_order_depends_on_seed_and_step_only():
-    first, second = PictureOrder(50, 8, seed=1), PictureOrder(50, 8, seed=1)
+    first, second = order_of(50, 8, seed=1), order_of(50, 8, seed=1)
     for step in range(20):
         first(step)
     assert torch.equal(first(20), second(20))
-    assert not torch.equal(PictureOrder(50, 8, seed=2)(20), second(20))
+    assert not torch.equal(order_of(50, 8, seed=2)(20), second(20))
 
 
 def test_learning_rate_is_diffusers_cosine():
@@ -159,7 +164,7 @@ def test_training_learns(tmp_path):
     trained = train(config, black, tmp_path, progress=False)
     with torch.no_grad():
         before, after = (
-            diffusion_loss(unet, start.scheduler, *start.batch()).item()
+            diffusion_loss(unet, start.scheduler, *start.batches(0)).item()
             for unet in (start.network, trained.unet)
         )
     assert after < 0.8 * before
@@ -275,14 +280,14 @@ def test_warm_start(tmp_path, dataset, finished):
 
 
 @pytest.mark.parametrize(("dropout", "expected"), [(0.0, 1.0), (1.0, 0.0), (0.3, 0.7)])
-def test_label_dropout_takes_whole_conditions(tmp_path, dropout, expected):
+def test_label_dropout_takes_whole_conditions(dropout, expected):
     conditions = torch.zeros(400, 24)
     conditions[:, :3] = 1
     pictures = SimpleNamespace(
         images=torch.zeros(400, 3, 64, 64, dtype=torch.uint8), conditions=conditions
     )
     config = replace(SMOKE, label_dropout=dropout, batch_size=400, time_sampling="uniform")
-    x0, cond, t, noise = Run(config, pictures, torch.device("cpu"), tmp_path).batch()
+    x0, cond, t, noise = Batches(config, pictures, torch.device("cpu"))(0)
     assert set(cond.sum(1).tolist()) <= {0.0, 3.0}
     assert (cond.sum(1) > 0).float().mean().item() == pytest.approx(expected, abs=0.08)
     assert (x0 == -1).all()
@@ -290,11 +295,9 @@ def test_label_dropout_takes_whole_conditions(tmp_path, dropout, expected):
     assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
 
 
-def test_noise_differs_between_steps_and_seeds(tmp_path, dataset):
+def test_noise_differs_between_steps_and_seeds(dataset):
     def noise(seed, step):
-        run = Run(replace(SMOKE, seed=seed), dataset, torch.device("cpu"), tmp_path)
-        run.step = step
-        return run.batch()[3]
+        return Batches(replace(SMOKE, seed=seed), dataset, torch.device("cpu"))(step)[3]
 
     assert torch.equal(noise(0, 1), noise(0, 1))
     assert not torch.equal(noise(0, 1), noise(0, 2))
@@ -345,8 +348,8 @@ def test_a_diverged_training_stops_and_keeps_the_last_good_weights(tmp_path, dat
     (good,) = {step for step in map(saved_step, (tmp_path / "states").iterdir()) if step == 5}
 
     class Broken(Run):
-        def update(self):
-            super().update()
+        def count(self, t, losses):
+            super().count(t, losses)
             if self.step == 8:
                 next(self.network.parameters()).data.fill_(math.nan)
 
@@ -373,7 +376,10 @@ def test_a_diverged_loss_is_reported(tmp_path, dataset):
 def test_what_does_not_fit_is_refused(tmp_path, dataset):
     for changes, message in [
         ({"batch_size": 11}, "batch_size 11 is larger than the data: there are 10 pictures"),
-        ({"precision": "float16"}, "'float16' is not for cpu: choose one of auto, float32, bfl"),
+        (
+            {"precision": "float16", "optimizer": "adamw"},
+            "'float16' is not for cpu: choose one of auto, float32, bfl",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             train(replace(SMOKE, **changes), dataset, tmp_path, progress=False, device="cpu")
@@ -429,6 +435,7 @@ train(config, pictures, sys.argv[1], progress=False, device="cpu")
     [
         ({"batch_size": 0}, "batch_size 0 must be above 0"),
         ({"label_dropout": 1.5}, "label_dropout 1.5 is not within 0 … 1"),
+        ({"precision": "float16", "optimizer": "muon"}, "precision 'float16' is not for 'muon'"),
         ({"precision": "fp8"}, "unknown precision 'fp8': choose one of auto, float32"),
         ({"time_sampling": "mode"}, "unknown time_sampling 'mode': choose one of uniform"),
     ],
