@@ -48,7 +48,7 @@ def train(
 
     Args:
         name: The same as --preset.
-        preset: Name of the configuration: ours (the default), laptop, small-gpu, large-gpu,
+        preset: Name of the configuration: ours (the default), laptop,
             original-baseline, original-channels, original-one-layer, original-half-channels,
             original-cosine.
         output: Folder of the run; by default runs/PRESET.
@@ -83,7 +83,7 @@ def train(
     }
     changes = {name: value for name, value in changes.items() if value is not None}
     experiment = get_experiment(preset)
-    print(f"{preset}: {experiment.description}; {experiment.duration}")
+    print(f"{preset}: {experiment.description}")
     config = dataclasses.replace(experiment.config, tensorboard=tensorboard, **changes)
     output = output or ROOT / "runs" / preset
     training.train(

@@ -5,10 +5,20 @@ import os
 import platform
 import shutil
 import time
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list, is_tensorboard_available
+
+from lab7.experiments import PRECISIONS, TrainConfig
+from lab7.model import ConditionalUNet
+
+PRECISIONS_BY_DEVICE = {"cpu": ("auto", "float32", "bfloat16"), "mps": ("auto", "float32")}
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
@@ -72,3 +82,58 @@ def keep_freed_memory() -> bool:
     trim_threshold, mmap_max, most = -1, -4, 2**31 - 1
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, most))
+
+
+def choose_precision(unet: ConditionalUNet) -> str:
+    """Choose "bfloat16" autocast or "float32" for training a network where it is."""
+    config = unet.config
+    xt = torch.zeros(8, config.in_channels, config.sample_size, config.sample_size)
+    cond = torch.zeros(8, config.num_labels)
+    faster = bfloat16_is_faster(unet.device, lambda: unet(xt, 0, cond).sample.sum().backward())
+    unet.zero_grad()
+    return "bfloat16" if faster else "float32"
+
+
+def should_compile(config: TrainConfig, device: torch.device) -> bool:
+    """Tell whether a run wants `torch.compile`, see `TrainConfig.compile`."""
+    if config.compile is not None:
+        return config.compile
+    return device.type == "cuda" and config.num_steps >= 2000
+
+
+def build_accelerator(
+    config: TrainConfig, unet: ConditionalUNet, folder: Path, precision: str | None
+) -> Accelerator:
+    """Make what computes a training: precision, torch.compile, processes, TensorBoard.
+
+    Args:
+        config: The run.
+        unet: Its network, where it shall be trained.
+        folder: Of the run.
+        precision: What "auto" means in a run that was started before; None: choose now.
+
+    Raises:
+        ValueError: The device does not have that precision.
+    """
+    allowed = PRECISIONS_BY_DEVICE.get(unet.device.type, PRECISIONS)
+    if config.precision not in allowed:
+        raise ValueError(
+            f"precision {config.precision!r} is not for {unet.device.type}: choose one of "
+            f"{', '.join(allowed)}"
+        )
+    if config.precision != "auto":
+        precision = config.precision
+    precision = precision or choose_precision(unet)
+    precision = broadcast_object_list([precision])[0]  # the timings of processes may differ
+    compiled = should_compile(config, unet.device) and has_compiler()
+    if config.compile and not compiled:
+        warnings.warn("no C++ compiler found: training without torch.compile", stacklevel=4)
+    # Accelerate keeps the precision of the first Accelerator for the life of the process.
+    AcceleratorState._reset_state(reset_partial_state=PartialState().num_processes == 1)
+    return Accelerator(
+        mixed_precision={"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[precision],
+        dynamo_backend="inductor" if compiled else "no",
+        cpu=unet.device.type == "cpu",
+        log_with="tensorboard" if config.tensorboard and is_tensorboard_available() else None,
+        project_dir=folder,
+    )

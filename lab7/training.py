@@ -5,7 +5,6 @@ import dataclasses
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -14,8 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast, broadcast_object_list, is_tensorboard_available
+from accelerate.utils import broadcast
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel, compute_density_for_timestep_sampling
 from torch import Tensor
@@ -30,9 +28,9 @@ from lab7.checkpoints import (
     save_state,
 )
 from lab7.dataset import data_hash, to_float
-from lab7.devices import bfloat16_is_faster, choose_device, has_compiler, keep_freed_memory
+from lab7.devices import build_accelerator, choose_device, keep_freed_memory
 from lab7.diffusion import convert_scheduler, diffusion_loss
-from lab7.experiments import PRECISIONS, TrainConfig
+from lab7.experiments import TrainConfig
 from lab7.files import write_atomically
 from lab7.model import ConditionalUNet
 from lab7.muon import build_optimizers
@@ -49,7 +47,6 @@ SAMPLED = (  # what the rows of samples show
     ("red cube", "gray sphere", "green cylinder"),
     ("red sphere", "cyan cylinder", "cyan cube"),
 )
-PRECISIONS_BY_DEVICE = {"cpu": ("auto", "float32", "bfloat16"), "mps": ("auto", "float32")}
 NOISE_LEVELS = 10  # equal parts of the time steps, for which the loss is logged apart
 
 
@@ -193,7 +190,7 @@ class Run:
             self.network.to(memory_format=torch.channels_last)
         self.ema = EMAModel(self.network.parameters(), decay=config.ema_decay, foreach=True)
         before = read_environment(folder).get("precision") if resume else None
-        self.accelerator = _build_accelerator(config, self.network, folder, before)
+        self.accelerator = build_accelerator(config, self.network, folder, before)
         dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
         optimizers = build_optimizers(self.network, config.optimizer, config.weight_decay, dtype)
         self.unet, *self.optimizers = self.accelerator.prepare(self.network, *optimizers)
@@ -464,23 +461,6 @@ def learning_rate(config: TrainConfig, step: int, seconds: float = 0.0) -> float
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * spent))
 
 
-def choose_precision(unet: ConditionalUNet) -> str:
-    """Choose "bfloat16" autocast or "float32" for training a network where it is."""
-    config = unet.config
-    xt = torch.zeros(8, config.in_channels, config.sample_size, config.sample_size)
-    cond = torch.zeros(8, config.num_labels)
-    faster = bfloat16_is_faster(unet.device, lambda: unet(xt, 0, cond).sample.sum().backward())
-    unet.zero_grad()
-    return "bfloat16" if faster else "float32"
-
-
-def should_compile(config: TrainConfig, device: torch.device) -> bool:
-    """Tell whether a run wants `torch.compile`, see `TrainConfig.compile`."""
-    if config.compile is not None:
-        return config.compile
-    return device.type == "cuda" and config.num_steps >= 2000
-
-
 def _build_unet(config: TrainConfig) -> ConditionalUNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -494,33 +474,6 @@ def _build_unet(config: TrainConfig) -> ConditionalUNet:
                 + str(error).splitlines()[1].strip()
             ) from error
     return unet.train()
-
-
-def _build_accelerator(
-    config: TrainConfig, unet: ConditionalUNet, folder: Path, precision: str | None
-) -> Accelerator:
-    allowed = PRECISIONS_BY_DEVICE.get(unet.device.type, PRECISIONS)
-    if config.precision not in allowed:
-        raise ValueError(
-            f"precision {config.precision!r} is not for {unet.device.type}: choose one of "
-            f"{', '.join(allowed)}"
-        )
-    if config.precision != "auto":
-        precision = config.precision
-    precision = precision or choose_precision(unet)
-    precision = broadcast_object_list([precision])[0]  # the timings of processes may differ
-    compiled = should_compile(config, unet.device) and has_compiler()
-    if config.compile and not compiled:
-        warnings.warn("no C++ compiler found: training without torch.compile", stacklevel=4)
-    # Accelerate keeps the precision of the first Accelerator for the life of the process.
-    AcceleratorState._reset_state(reset_partial_state=PartialState().num_processes == 1)
-    return Accelerator(
-        mixed_precision={"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[precision],
-        dynamo_backend="inductor" if compiled else "no",
-        cpu=unet.device.type == "cpu",
-        log_with="tensorboard" if config.tensorboard and is_tensorboard_available() else None,
-        project_dir=folder,
-    )
 
 
 def _mix(*numbers: int) -> int:

@@ -175,10 +175,10 @@ def test_other_pictures_or_another_precision_are_refused(tmp_path):
 
 def test_a_run_keeps_the_precision_and_the_machine_of_its_first_start(tmp_path, monkeypatch):
     auto = replace(LONG, precision="auto")
-    monkeypatch.setattr("lab7.training.choose_precision", lambda unet: "bfloat16")
+    monkeypatch.setattr("lab7.devices.choose_precision", lambda unet: "bfloat16")
     run(tmp_path, auto, max_seconds=1e-6)
     first = json.loads((tmp_path / "environment.json").read_text())
-    monkeypatch.setattr("lab7.training.choose_precision", lambda unet: "float32")
+    monkeypatch.setattr("lab7.devices.choose_precision", lambda unet: "float32")
     other = lab7.checkpoints.environment() | {"machine": "another"}
     monkeypatch.setattr("lab7.checkpoints.environment", lambda: other)
     run(tmp_path, auto, max_seconds=1e-6)

@@ -16,6 +16,7 @@ from diffusers.optimization import get_cosine_schedule_with_warmup
 from PIL import Image
 
 import lab7.training
+from lab7.devices import choose_precision, should_compile
 from lab7.diffusion import diffusion_loss, scheduler_name
 from lab7.experiments import TrainConfig, get_experiment
 from lab7.pipeline import load_pipeline
@@ -23,9 +24,7 @@ from lab7.training import (
     SAMPLED,
     Batches,
     Run,
-    choose_precision,
     learning_rate,
-    should_compile,
     train,
 )
 
@@ -336,7 +335,7 @@ def test_compiles_by_itself_only_where_it_pays_off(compile, steps, device, expec
 
 
 def test_no_compiler_falls_back(tmp_path, dataset, monkeypatch):
-    monkeypatch.setattr(lab7.training, "has_compiler", lambda: False)
+    monkeypatch.setattr("lab7.devices.has_compiler", lambda: False)
     config = replace(SMOKE, num_steps=1, compile=True)
     with pytest.warns(UserWarning, match="without torch.compile"):
         train(config, dataset, tmp_path, progress=False)
