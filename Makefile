@@ -35,9 +35,9 @@ data: .venv/installed-dev  ## Draw the condition files and render the pictures a
 	$(RUN) -m lab7 render
 
 bench: .venv/installed  ## Measure speed.
-	for name in loading sampling training; do $(RUN) benchmarks/$$name.py || exit 1; done
+	for name in loading sampling training; do $(RUN) -m workshop.benchmarks.$$name || exit 1; done
 
-.venv/installed: requirements.txt
+.venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'lab7 needs Python 3.11 or later')"
 	test -x $(RUN) || $(PYTHON) -m venv .venv
 	$(RUN) -m pip install --disable-pip-version-check -r requirements.txt -e .

@@ -6,10 +6,8 @@ wants to wait for --help.
 
 import dataclasses
 import difflib
-import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -247,7 +245,7 @@ def reproduce(
         device: cuda, mps or cpu; by default the best there is.
     """
     from lab7.dataset import ICLEVRDataset
-    from lab7.reproduction import ORIGINALS, reproduce_experiments
+    from workshop.study.reproduction import ORIGINALS, reproduce_experiments
 
     reproduce_experiments(
         presets or ORIGINALS,
@@ -338,19 +336,19 @@ def render(
         work: Folder that keeps what is rendered so far.
         workers: Processes; by default one for each processor.
     """
-    from lab7 import scene_sets
+    from workshop.standin import scenes as standin
 
-    plans = getattr(scene_sets, f"draw_{what}")()
+    plans = getattr(standin, f"draw_{what}")()
     if scenes is not None:
         if not 1 <= scenes <= len(plans):
             raise ValueError(f"scenes {scenes} is not within 1 … {len(plans)}")
         if output is None:
             raise ValueError("a part of the scenes would replace the whole set: give an --output")
     output = output or ROOT / ("data" if what == "train" else f"runs/{what}")
-    scene_sets.render_set(plans[:scenes], output, work, workers)
+    standin.render_set(plans[:scenes], output, work, workers)
     if what == "train":
-        for name, drawn in scene_sets.draw_conditions().items():
-            scene_sets.write_json(output / f"{name}.json", drawn)
+        for name, drawn in standin.draw_conditions().items():
+            standin.write_json(output / f"{name}.json", drawn)
     print(f"saved {output / 'pictures.zip'}")
 
 
@@ -370,7 +368,7 @@ def train_evaluator(
         epochs: Passes over the pictures.
         device: cuda, mps or cpu; by default the best there is.
     """
-    from lab7 import evaluator_training
+    from workshop.judges import evaluator_training
 
     evaluator_training.train_on_renders(renders, output, epochs, device)
 
@@ -391,7 +389,7 @@ def train_auditor(
         epochs: Passes over the pictures.
         device: cuda, mps or cpu; by default the best there is.
     """
-    from lab7 import auditor_training
+    from workshop.judges import auditor_training
 
     auditor_training.train_on_renders(renders, output, epochs, device)
 
@@ -417,8 +415,8 @@ def examine(
     from lab7.auditor import Auditor
     from lab7.dataset import ICLEVRDataset
     from lab7.evaluator import Evaluator
-    from lab7.examination import examine_renders
-    from lab7.fooling import FOOLED_SCORES
+    from workshop.judges.examination import examine_renders
+    from workshop.judges.fooling import FOOLED_SCORES
 
     found = examine_renders(
         Evaluator.load(evaluator, device, data),
@@ -451,11 +449,13 @@ def report(
         data: Folder of the pictures that the records are of; by default the embedded set, or
             $LAB7_DATA for records of the course's pictures.
     """
-    module = _report_builder()
-    for path in module.build(output, results, data):
+    from lab7.records import read_records
+    from report.build import build, write_readme
+
+    for path in build(output, results, data):
         print(f"saved {path}")
     if output.resolve() == ROOT / "report":
-        module.write_readme(module.read_records(results), ROOT / "README.md")
+        write_readme(read_records(results), ROOT / "README.md")
 
 
 def handin(
@@ -487,15 +487,14 @@ def handin(
         device: cuda, mps or cpu; by default the best there is.
     """
     from lab7.evaluator import Evaluator
-    from lab7.handin import make_handin
     from lab7.pipeline import load_pipeline
+    from workshop.course.handin import make_handin
 
     path, lines = make_handin(
         student_id,
         name,
         load_pipeline(checkpoint, device),
         Evaluator.load(evaluator, device, data),
-        _report_builder().build,
         output=output,
         checkpoint=checkpoint,
         results=results,
@@ -503,14 +502,6 @@ def handin(
         seed=seed,
     )
     print(*lines, f"saved {path}", sep="\n")
-
-
-def _report_builder() -> ModuleType:
-    """Load report/build.py, which is not part of the package."""
-    spec = importlib.util.spec_from_file_location("report_build", ROOT / "report" / "build.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _conditions(name: str, data: Path | None) -> list[tuple[str, ...]]:

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lab7.dataset import DATA_DIR, to_float
+from lab7.dataset import DATA_DIR, IMAGE_SIZE, to_float
 from lab7.devices import choose_device
 from lab7.estimates import Estimate, share
 from lab7.evaluator import save_weights
 from lab7.labels import COLORS, LABELS, NUM_LABELS
-from lab7.packs import IMAGE_SIZE
 
 WEIGHTS = DATA_DIR / "weights" / "auditor.safetensors"
 STRIDE = 2  # pixels a side of a cell of the network's answer

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from lab7.experiments import TrainConfig
 from lab7.files import require_writable, write_atomically
-from lab7.results import environment
+from lab7.records import environment
 
 # What may differ between a run and its resumption: none of it changes the course of training.
 FREE_FIELDS = (

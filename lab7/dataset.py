@@ -1,8 +1,9 @@
 """The pictures of i-CLEVR with their conditions: the embedded set or the course's own folder.
 
-The embedded set keeps its pictures in one file, `pictures.zip` (see `lab7.packs`); the course's
-folder has one PNG per picture in `iclevr/`. Either is decoded once into a file of
-raw bytes in the user's cache, which later runs map into memory instead of reading it.
+The embedded set keeps its pictures in one file, the pack `pictures.zip`: an AVIF strip for each
+scene, its three steps from left to right. The course's folder has one PNG per picture in `iclevr/`.
+Either is decoded once into a file of raw bytes in the user's cache, which later runs map into
+memory instead of reading it.
 """
 
 import hashlib
@@ -11,25 +12,32 @@ import itertools
 import os
 import re
 import warnings
+import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import platformdirs
 import torch
 from PIL import Image
+from tqdm import tqdm
 
-from lab7.files import write_atomically
-from lab7.labels import LABELS, encode, load_conditions, load_objects, parse_labels, read_json
-from lab7.packs import IMAGE_SIZE, PICTURE_SHAPE, decode_pack, in_threads
+from lab7.files import read_json, write_atomically
+from lab7.labels import LABELS, encode, load_conditions, load_objects, parse_labels
 
+IMAGE_SIZE = 64  # pixels a side
+STEPS = 3  # pictures of a scene: with one, two and three objects
+PICTURE_SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
+STRIP_SHAPE = (IMAGE_SIZE, STEPS * IMAGE_SIZE, 3)  # of a scene in a pack
 DATA_DIR = Path(__file__).resolve().parent.parent / "data"
 SCORED = ("test", "new_test")  # the condition files that the course scores
 CONDITION_FILES = (*SCORED, "valid", "unseen", "four_five")
 NUM_UNSEEN = 136  # triples in unseen: as many as the course's train.json leaves out
 
 _NUMBERED = re.compile(r"(0|[1-9][0-9]*)\.png")
+_STEP_NAME = re.compile(rf"(.+)_([0-{STEPS - 1}])\.png")
 _COURSE_SIZE = (320, 240)
 # Part of every cache key: to be raised when decoding changes, so that old caches are left alone.
 _CACHE_FORMAT = b"lab7 pictures 1"
@@ -173,6 +181,52 @@ def load_images(folder: str | Path, count: int | None = None) -> torch.Tensor:
     return torch.from_numpy(_decode_folder(folder, [f"{number}.png" for number in range(count)]))
 
 
+def read_pack(path: str | Path) -> tuple[list[str], np.ndarray]:
+    """Read every scene of a pack.
+
+    Returns:
+        The scenes' names, sorted, and their pictures: (S, 3, 64, 64, 3) uint8: scene, step,
+        row, column, RGB.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: The zip or one of its strips is broken.
+    """
+    with _open_pack(Path(path)) as pack:
+        scenes = sorted(name.removesuffix(".avif") for name in pack.namelist())
+    names = [f"{scene}_{step}.png" for scene in scenes for step in range(STEPS)]
+    pictures = decode_pack(Path(path), names).reshape(len(scenes), STEPS, *PICTURE_SHAPE)
+    return scenes, pictures.transpose(0, 1, 3, 4, 2)
+
+
+def decode_pack(path: Path, names: Sequence[str]) -> np.ndarray:
+    """Read pictures "<scene>_<step>.png" out of a pack into (N, 3, 64, 64) uint8."""
+    with _open_pack(path) as pack:
+        rows: dict[str, list[tuple[int, int]]] = {}
+        for row, name in enumerate(names):
+            match = _STEP_NAME.fullmatch(name)
+            if not match or f"{match[1]}.avif" not in pack.NameToInfo:
+                raise ValueError(f"{path} has no picture {name}")
+            rows.setdefault(match[1], []).append((row, int(match[2])))
+        images = np.empty((len(names), *PICTURE_SHAPE), np.uint8)
+        scenes = in_threads(lambda scene: _read_strip(pack, scene), list(rows), "unpacking")
+        for pictures, places in zip(scenes, rows.values(), strict=True):
+            for row, step in places:
+                images[row] = pictures[step]
+    return images
+
+
+def in_threads(function: Callable, items: Sequence, description: str) -> Iterable:
+    """Yield function(item) in order, computed by a few threads, with a bar if it is long work."""
+    # disable=None shows the bar in a terminal only: a notebook that happens to fill the cache
+    # must not differ from one that finds it filled.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        results = pool.map(function, items)
+        yield from tqdm(
+            results, description, len(items), disable=len(items) < 500 or None, leave=False
+        )
+
+
 def _unseen_triples(root: Path) -> list[tuple[str, ...]]:
     """Draw up to `NUM_UNSEEN` triples that train.json does not show, always the same."""
     shown = {frozenset(labels) for labels in _load_labels(root / "train.json").values()}
@@ -298,3 +352,25 @@ def _read_png(path: Path) -> np.ndarray:
             f"{path} is {size[0]}×{size[1]} {mode}: pictures are 320×240 or 64×64, RGB or RGBA"
         )
     return np.asarray(small)
+
+
+def _open_pack(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is a broken pack: {error}") from None
+
+
+def _read_strip(pack: zipfile.ZipFile, scene: str) -> np.ndarray:
+    """Decode one scene: (3, 3, 64, 64) uint8, step and then channel first."""
+    try:
+        with Image.open(io.BytesIO(pack.read(f"{scene}.avif")), formats=["AVIF"]) as image:
+            strip = np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{pack.filename} is broken at {scene}.avif: {error}") from None
+    if strip.shape != STRIP_SHAPE:
+        raise ValueError(
+            f"{pack.filename}: {scene}.avif is {strip.shape[1]}×{strip.shape[0]}, not "
+            f"{STRIP_SHAPE[1]}×{STRIP_SHAPE[0]}"
+        )
+    return strip.reshape(IMAGE_SIZE, STEPS, IMAGE_SIZE, 3).transpose(1, 3, 0, 2)

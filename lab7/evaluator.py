@@ -17,12 +17,11 @@ from safetensors import SafetensorError
 from torch import nn
 from torchvision.models import resnet18
 
-from lab7.dataset import DATA_DIR, resolve_root, to_float
+from lab7.dataset import DATA_DIR, IMAGE_SIZE, resolve_root, to_float
 from lab7.devices import choose_device
 from lab7.estimates import Estimate, share
 from lab7.files import write_atomically
 from lab7.labels import NUM_LABELS
-from lab7.packs import IMAGE_SIZE
 
 WEIGHTS = DATA_DIR / "weights" / "evaluator.safetensors"
 THRESHOLD = 0.5  # a label counts as seen from this probability on

@@ -1,11 +1,33 @@
-"""Writing files so that they are whole or not there."""
+"""Reading JSON, and writing files so that they are whole or not there."""
 
+import difflib
 import errno
 import io
+import json
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FileNotFoundError: No such file; the message names the nearest one in the folder.
+        ValueError: The file is not JSON.
+    """
+    path = Path(path)
+    if not path.exists():
+        names = [file.name for file in path.parent.glob("*.json")]
+        nearest = difflib.get_close_matches(path.name, names, n=1)
+        hint = f": did you mean {path.parent / nearest[0]}?" if nearest else ""
+        raise FileNotFoundError(f"no file {path}{hint}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from None
 
 
 def write_atomically(

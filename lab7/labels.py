@@ -5,13 +5,13 @@ the labels' indices; all zeros is the null condition of classifier-free guidance
 """
 
 import difflib
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+
+from lab7.files import read_json
 
 COLORS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
 SHAPES = ("cube", "sphere", "cylinder")
@@ -112,25 +112,6 @@ def decode(multi_hot: torch.Tensor) -> list[tuple[str, ...]]:
         tuple(label for label, value in zip(LABELS, row, strict=True) if value > 0.5)
         for row in multi_hot.tolist()
     ]
-
-
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        FileNotFoundError: No such file; the message names the nearest one in the folder.
-        ValueError: The file is not JSON.
-    """
-    path = Path(path)
-    if not path.exists():
-        names = [file.name for file in path.parent.glob("*.json")]
-        nearest = difflib.get_close_matches(path.name, names, n=1)
-        hint = f": did you mean {path.parent / nearest[0]}?" if nearest else ""
-        raise FileNotFoundError(f"no file {path}{hint}")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from None
 
 
 def load_conditions(path: str | Path) -> list[tuple[str, ...]]:

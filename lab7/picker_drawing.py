@@ -12,10 +12,9 @@ from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 from torch import Tensor
 
-from lab7.judge_plots import draw_verdict
 from lab7.labels import COLORS, LABELS, SHAPES
 from lab7.pipeline import to_pil
-from lab7.plots import INK, OBJECT_COLORS
+from lab7.plots import INK, OBJECT_COLORS, draw_verdict
 
 LIGHT = "#ffffff"
 PICTURE_WIDTH = 256  # pixels

@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.path import Path as Outline
 from matplotlib.ticker import EngFormatter, FuncFormatter
 from PIL import Image
 
-from lab7.dataset import to_uint8
+from lab7.dataset import IMAGE_SIZE, to_uint8
+from lab7.evaluator import THRESHOLD
 from lab7.files import write_atomically
 from lab7.labels import COLORS, LABELS, SHAPES
-from lab7.packs import IMAGE_SIZE
 
 BLUE, ORANGE, GREEN, INK, FAINT = "#0072B2", "#D55E00", "#009E73", "#222222", "#8C8C8C"
 OBJECT_COLORS = dict(
@@ -364,6 +364,35 @@ def label_heatmap(values: Mapping[str, float | None], form: str = "{:.3f}") -> C
 
 
 @styled
+def verdict_bars(probabilities: Any, condition: Sequence[str]) -> Chart:
+    """Show what the evaluator sees in one picture; see `draw_verdict`."""
+    chart = Chart(figsize=(WIDTH, 2.4), layout="constrained")
+    draw_verdict(chart, condition, probabilities)
+    return chart
+
+
+def draw_verdict(
+    figure: Figure | SubFigure, condition: Sequence[str], probabilities: Any | None
+) -> None:
+    """Draw the evaluator's probabilities as bars: a row a shape, a column a color.
+
+    Args:
+        figure: Empty.
+        condition: What was asked for: these bars are outlined.
+        probabilities: (24,), in the order of LABELS, or None before there is a verdict.
+    """
+    figure.suptitle("Evaluator's verdict (outlined: asked for)", fontsize=8, color=INK)
+    values = np.zeros(len(LABELS)) if probabilities is None else np.asarray(probabilities)
+    rows = figure.subplots(len(SHAPES), 1, sharex=True, sharey=True)
+    for axes, shape, part in zip(rows, SHAPES, values.reshape(len(SHAPES), -1), strict=True):
+        _draw_bars(axes, part, probabilities is not None)
+        asked = [x for x, color in enumerate(COLORS) if f"{color} {shape}" in condition]
+        axes.bar(asked, 1, width=0.8, fill=False, edgecolor=INK, linewidth=1.3, zorder=3)
+        axes.set_ylabel(shape, fontsize=7.5)
+    rows[-1].set_xticks(range(len(COLORS)), COLORS, fontsize=6.5)
+
+
+@styled
 def noise_schedules(schedules: Mapping[str, Any]) -> Chart:
     """Show how noise schedules take the picture away.
 
@@ -467,6 +496,20 @@ def bounds(estimates: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray
 def field(item: Any, name: str) -> Any:
     """Read a field of a dataclass or of the dict that a record keeps of it."""
     return item[name] if isinstance(item, Mapping) else getattr(item, name)
+
+
+def _draw_bars(axes: Axes, values: Sequence[float], numbers: bool) -> None:
+    places = range(len(values))
+    axes.bar(places, 1, width=0.8, color="#eff0f2", zorder=0)
+    axes.bar(places, values, width=0.8, color=OBJECT_COLORS.values(), zorder=1)
+    axes.axhline(THRESHOLD, color="#9aa0a8", linewidth=0.7, linestyle=(0, (2, 2)), zorder=2)
+    for x, value in enumerate(values if numbers else ()):
+        color = INK if value >= THRESHOLD else FAINT
+        axes.text(x, 1.05, f"{value:.0%}", fontsize=6, ha="center", va="bottom", color=color)
+    axes.set(ylim=(0, 1.25), yticks=[], xlim=(-0.5, len(values) - 0.5))
+    axes.tick_params(length=0)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
 
 
 def _column(rows: Sequence[Mapping[str, float]], name: str) -> np.ndarray:

@@ -11,10 +11,9 @@ from torch import Tensor
 from lab7.dataset import SCORED, is_course
 from lab7.diffusion import convert_scheduler, scheduler_name
 from lab7.evaluator import Evaluator
-from lab7.files import require_writable, write_atomically
-from lab7.labels import read_json
+from lab7.files import read_json, require_writable, write_atomically
 from lab7.pipeline import ConditionalDDPMPipeline, save_pipeline
-from lab7.results import RESULTS_DIR, read_log, write_record
+from lab7.records import RESULTS_DIR, read_log, write_record
 from lab7.sampling import choose_sample_rows, denoising_frames, stack_grids, to_grid
 from lab7.scoring import Conditions, score_pipeline
 

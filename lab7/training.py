@@ -35,7 +35,7 @@ from lab7.files import write_atomically
 from lab7.model import ConditionalUNet
 from lab7.muon import build_optimizers
 from lab7.pipeline import ConditionalDDPMPipeline, load_pipeline, save_pipeline
-from lab7.results import append_log
+from lab7.records import append_log
 from lab7.sampling import to_grid
 
 SAMPLED = (  # what the rows of samples show

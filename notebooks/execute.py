@@ -1,6 +1,6 @@
 """Run the notebooks from top to bottom.
 
-python notebooks/execute.py --output build/notebooks   runs copies of the four notebooks
+python notebooks/execute.py --output build/notebooks   runs copies of the five notebooks
 python notebooks/execute.py --in-place                 runs the committed ones and the solutions
 python notebooks/execute.py --summary build            says what was made and how to open it
 
@@ -26,21 +26,16 @@ ROOT = NOTEBOOKS.parent
 DATA = ("data/*.json", "data/pictures.zip")
 GENERATOR = ("data/weights/generator/**/*", "report/results/ours/*")
 READS = {  # the files each notebook reads, as patterns
-    "01_data_exploration": (
+    "01_data_exploration": (*DATA, "data/weights/evaluator.safetensors"),
+    "02_training": (*DATA, *GENERATOR),
+    "03_sampling": ("data/*.json", "data/weights/*", *GENERATOR, "report/results/sweep/*"),
+    "04_ablations": (*GENERATOR, "report/results/**/*.json"),
+    "05_judges": (
         *DATA,
         "data/weights/*",
         "report/results/ours/metrics.json",
         *(f"report/results/{name}/*" for name in ("evaluator", "auditor", "judges")),
     ),
-    "02_training": (*DATA, *GENERATOR),
-    "03_sampling": (
-        "data/*.json",
-        "data/weights/*",
-        *GENERATOR,
-        "report/results/sweep/*",
-        "report/results/judges/*",
-    ),
-    "04_ablations": (*GENERATOR, "report/results/**/*.json"),
     "solutions": (*DATA, *GENERATOR, "report/results/*/*.json", "report/results/published.json"),
 }
 

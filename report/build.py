@@ -19,21 +19,22 @@ import typst
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from lab7 import judge_plots, plots
+from lab7 import plots
 from lab7.dataset import (
     CONDITION_FILES,
     DATA_DIR,
     SCORED,
+    STEPS,
     ICLEVRDataset,
     is_course,
     named_conditions,
     resolve_root,
 )
 from lab7.experiments import EXPERIMENTS
-from lab7.files import require_no_file, write_atomically
-from lab7.labels import LABELS, read_json
-from lab7.packs import STEPS
-from lab7.results import RESULTS_DIR, Record, published, read_log, read_record, read_records
+from lab7.files import read_json, require_no_file, write_atomically
+from lab7.labels import LABELS
+from lab7.records import RESULTS_DIR, Record, published, read_log, read_record, read_records
+from workshop.judges import plots as judge_plots
 
 HERE = Path(__file__).resolve().parent
 NEEDED = ("ours", "sweep")  # and those of the judges, see `judge_records`; others are optional

@@ -12,8 +12,8 @@ from lab7.diffusion import convert_scheduler
 from lab7.experiments import get_experiment
 from lab7.labels import LABELS
 from lab7.model import ConditionalUNet
-from lab7.packs import write_pack
 from lab7.pipeline import ConditionalDDPMPipeline, load_pipeline, save_pipeline
+from workshop.standin.packing import write_pack
 
 SCENES = {
     "CLEVR_train_000007": ["cyan cube", "red sphere", "gray cylinder"],

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from lab7.auditor import Auditor
-from lab7.auditor_training import (
+from lab7.labels import LABELS
+from lab7.records import read_log, read_record
+from workshop.judges.auditor_training import (
     AuditorConfig,
     detection_loss,
     label_counts,
@@ -15,10 +17,8 @@ from lab7.auditor_training import (
     read_scenes,
     train_auditor,
 )
-from lab7.labels import LABELS
-from lab7.packs import write_pack
-from lab7.results import read_log, read_record
-from lab7.scene_sets import write_json
+from workshop.standin.packing import write_pack
+from workshop.standin.scenes import write_json
 
 TINY = AuditorConfig(
     validation_pictures=8, test_pictures=16, epochs=3, batch_size=8, ema_decay=0.5, moved=0

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from lab7.augmentation import Augmentation, augment, shrink
+from workshop.judges.augmentation import Augmentation, augment, shrink
 
 PLAIN = Augmentation(
     small_share=1, mirrored_share=0, shift=0, zoom=0, blur=0, brightness=0, contrast=0, hue=0,

@@ -1,45 +1,36 @@
 """The benchmarks run and print a ratio."""
 
-import importlib
-import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lab7.__main__ import ROOT
 from lab7.experiments import get_experiment
 from lab7.training import Run
 
 
-@pytest.fixture(autouse=True)
-def beside_each_other(monkeypatch):
-    """Run as a script, a benchmark can import the files next to it."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-
-
-def run(name, *arguments):
-    runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"))["main"](*arguments)
-
-
 def test_sampling_prints_a_ratio(capsys):
-    run("sampling", 1, 1, "cpu")
+    from workshop.benchmarks import sampling
+
+    sampling.main(1, 1, "cpu")
     last = capsys.readouterr().out.splitlines()[-1].split()
     assert last[0] == "ratio" and float(last[1]) > 1
 
 
 def test_loading_prints_memory_and_a_ratio(capsys):
-    run("loading", 256, 64, 2)
+    from workshop.benchmarks import loading
+
+    loading.main(256, 64, 2)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[-1][0] == "ratio" and float(lines[-1][1]) > 1
     assert all(0 < int(line[1]) < 1000 for line in lines if line[0] == "memory")
 
 
 def test_training_prints_memory_where_time_goes_and_a_ratio(capsys):
-    benchmark = importlib.import_module("training")  # its workers have to find it by name
-    benchmark.main(1, 1, 4, 16, "smoke", table_batch=0, device="cpu")
+    from workshop.benchmarks import training
+
+    training.main(1, 1, 4, 16, "smoke", table_batch=0, device="cpu")
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[-1][0] == "ratio" and float(lines[-1][1]) > 0
     peaks = {line[0]: float(line[3].replace(",", "")) for line in lines[1:3]}
@@ -49,11 +40,12 @@ def test_training_prints_memory_where_time_goes_and_a_ratio(capsys):
 
 
 def test_training_counts_three_forward_passes_of_work():
-    benchmark = importlib.import_module("training")
+    from workshop.benchmarks import training
+
     pictures = SimpleNamespace(
         images=torch.zeros(4, 3, 64, 64, dtype=torch.uint8), conditions=torch.zeros(4, 24)
     )
     run = Run(get_experiment("smoke").config, pictures, torch.device("cpu"), Path())
     with FlopCounterMode(display=False) as forward:
         run.network(torch.zeros(1, 3, 64, 64), 0, torch.zeros(1, 24))
-    assert 2.9 < benchmark.gflop(run) * 1e9 / forward.get_total_flops() <= 3
+    assert 2.9 < training.gflop(run) * 1e9 / forward.get_total_flops() <= 3

@@ -3,14 +3,14 @@
 import re
 
 import pytest
-from test_report import load_build
 
 from lab7.__main__ import ROOT
 from lab7.diffusion import scheduler_name
 from lab7.evaluator import WEIGHTS
 from lab7.experiments import get_experiment
 from lab7.pipeline import GENERATOR_DIR, load_pipeline
-from lab7.results import file_hash, read_record, read_records
+from lab7.records import file_hash, read_record, read_records
+from report.build import README_MARKS, accuracy_table, build
 
 REFRESH = "run `make report`"
 
@@ -43,15 +43,13 @@ def test_weights_and_scores_meet_their_goals():
 
 
 def test_readme_shows_the_records():
-    build, readme = load_build(), (ROOT / "README.md").read_text(encoding="utf-8")
-    begin, end = build.README_MARKS
+    readme, (begin, end) = (ROOT / "README.md").read_text(encoding="utf-8"), README_MARKS
     shown = readme.split(begin)[1].split(end)[0].strip()
-    assert shown == build.accuracy_table(read_records()), REFRESH
+    assert shown == accuracy_table(read_records()), REFRESH
 
 
 def test_report_shows_the_records(tmp_path):
-    build = load_build()
-    build.build(tmp_path)
+    build(tmp_path)
     pages = [folder / "report.html" for folder in (tmp_path, ROOT / "report")]
     texts = [re.sub(r'src="data:[^"]*"', "", page.read_text(encoding="utf-8")) for page in pages]
     assert texts[0] == texts[1], REFRESH

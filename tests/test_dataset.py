@@ -20,13 +20,14 @@ from lab7.dataset import (
     ICLEVRDataset,
     load_images,
     named_conditions,
+    read_pack,
     resolve_root,
     to_float,
     to_uint8,
 )
 from lab7.files import write_atomically
 from lab7.labels import LABELS
-from lab7.packs import read_pack, write_pack
+from workshop.standin.packing import write_pack
 
 NAMES = [f"{scene}_{step}.png" for scene in sorted(SCENES) for step in range(3)]
 

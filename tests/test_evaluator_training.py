@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 
 from lab7.evaluator import Evaluator
-from lab7.evaluator_training import EvaluatorConfig, list_mistakes, train_evaluator
-from lab7.judge_training import Trainer
 from lab7.labels import encode
 from lab7.plots import split_grid
-from lab7.results import read_log, read_record
+from lab7.records import read_log, read_record
+from workshop.judges.evaluator_training import EvaluatorConfig, list_mistakes, train_evaluator
+from workshop.judges.judge_training import Trainer
 
 TINY = EvaluatorConfig(
     validation_pictures=16, test_pictures=32, epochs=2, batch_size=16, ema_decay=0.5
@@ -76,7 +76,7 @@ def test_mistakes_come_worst_first():
 
 
 def test_training_repeats_itself(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr("lab7.judge_training.bfloat16_is_faster", lambda *_: False)
+    monkeypatch.setattr("workshop.judges.judge_training.bfloat16_is_faster", lambda *_: False)
     losses = []
     for name in ("first", "second"):
         train_evaluator(
@@ -88,7 +88,7 @@ def test_training_repeats_itself(pictures, tmp_path, monkeypatch):
 
 
 def test_an_interrupted_training_goes_on_to_the_same_end(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr("lab7.judge_training.bfloat16_is_faster", lambda *_: False)
+    monkeypatch.setattr("workshop.judges.judge_training.bfloat16_is_faster", lambda *_: False)
     given = {"results_root": tmp_path, "device": "cpu"}
     whole = train_evaluator(*pictures, TINY, tmp_path / "a.safetensors", run_name="a", **given)
     run_epoch = Trainer.run_epoch

@@ -5,12 +5,14 @@ import functools
 import pytest
 import torch
 
-from lab7 import examination, fooling
 from lab7.auditor import Auditor, AuditorNetwork, Sighting
-from lab7.auditor_training import AuditorConfig
 from lab7.dataset import ICLEVRDataset
 from lab7.evaluator import Evaluator, build_network
-from lab7.examination import (
+from lab7.labels import COLORS, LABELS, encode
+from lab7.records import read_record
+from workshop.judges import examination, fooling
+from workshop.judges.auditor_training import AuditorConfig
+from workshop.judges.examination import (
     calibration,
     change,
     confusions,
@@ -18,9 +20,7 @@ from lab7.examination import (
     match,
     object_recall,
 )
-from lab7.fooling import deceive, score_fooled
-from lab7.labels import COLORS, LABELS, encode
-from lab7.results import read_record
+from workshop.judges.fooling import deceive, score_fooled
 
 NONE = [-1.0, -1.0, -1.0]
 RED_CUBE, BLUE_SPHERE, GRAY_CUBE = map(LABELS.index, ("red cube", "blue sphere", "gray cube"))

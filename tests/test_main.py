@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,9 +18,9 @@ from PIL import Image
 from lab7.__main__ import ROOT, main
 from lab7.dataset import CONDITION_FILES, DATA_DIR, load_images
 from lab7.evaluator import Evaluator, build_network
-from lab7.handin import check_handin
 from lab7.labels import encode, load_conditions
-from lab7.results import read_record
+from lab7.records import read_record
+from workshop.course.handin import check_handin
 
 
 @pytest.fixture(scope="module")
@@ -205,10 +204,12 @@ def test_handin_on_the_courses_conditions_with_the_shipped_report(
     """The report stays about the pictures that its records are of."""
     asked = []
     monkeypatch.setattr(
-        "lab7.handin.file_hash", lambda _: read_record("ours").environment["weights_sha256"]
+        "workshop.course.handin.file_hash",
+        lambda _: read_record("ours").environment["weights_sha256"],
     )
-    builder = SimpleNamespace(build=lambda folder, results, data, author: asked.append(data))
-    monkeypatch.setattr("lab7.__main__._report_builder", lambda: builder)
+    monkeypatch.setattr(
+        "workshop.course.handin.build", lambda folder, results, data, author: asked.append(data)
+    )
     given = ["--data", course_root, "--output", tmp_path, *tiny]
     assert_fails(run("handin", "1", "a", *given), "report.pdf")
     assert asked == [None]
@@ -221,7 +222,7 @@ def test_handin(run, course_work, tmp_path, cache_dir, monkeypatch):
     given = ["handin", "312551000", "Ada_Lovelace", *given]
     assert_fails(run(*given), "images/test/denoising.png")  # of two steps: too short a row
     assert not list(tmp_path.glob("*.zip"))
-    monkeypatch.setattr("lab7.handin.LEAST_FRAMES", 3)
+    monkeypatch.setattr("workshop.course.handin.LEAST_FRAMES", 3)
     code, out, _ = run(*given)
     assert code == 0 and "images/test       2 pictures" in out
     with zipfile.ZipFile(tmp_path / "LAB7_312551000_Ada_Lovelace.zip") as pack:

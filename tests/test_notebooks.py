@@ -1,10 +1,10 @@
 """The notebooks: their form, what is stored in them, and a run of each in the smoke profile."""
 
 import ast
-import importlib.util
 import sys
 from pathlib import Path
 
+import execute
 import nbformat
 import pytest
 import torch
@@ -17,20 +17,11 @@ from lab7.labels import LABELS
 ROOT = Path(__file__).resolve().parent.parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
 RUN = "run `make notebooks`"
-NAMES = ("01_data_exploration", "02_training", "03_sampling", "04_ablations", "solutions")
-
-
-@pytest.fixture(scope="module")
-def execute():
-    """notebooks/execute.py as a module."""
-    spec = importlib.util.spec_from_file_location("execute", ROOT / "notebooks" / "execute.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture
-def made_up(execute, tmp_path, monkeypatch):
+def made_up(tmp_path, monkeypatch):
     """A folder of notebooks that holds just what a test puts there."""
     monkeypatch.setattr(execute, "NOTEBOOKS", tmp_path)
     monkeypatch.setattr(execute, "READS", {"02_made_up": ("data/objects.json",)})
@@ -101,7 +92,7 @@ def test_stored_outputs(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_stored_outputs_are_up_to_date(execute, name):
+def test_stored_outputs_are_up_to_date(name):
     notebook = read(name)
     now, stored = execute.inputs(name, notebook), notebook.metadata.lab7.inputs
     changed = [key for key in {**now, **stored} if now.get(key) != stored.get(key)]
@@ -109,7 +100,7 @@ def test_stored_outputs_are_up_to_date(execute, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_smoke_run_shows_what_is_stored(execute, name):
+def test_smoke_run_shows_what_is_stored(name):
     """Cells tagged `exact` show the same in any profile and on any machine."""
     fresh, stored = execute.run(name, "smoke"), read(name)
     outputs = {cell.id: text(cell) for cell in code_cells(fresh)}
@@ -121,7 +112,7 @@ def test_smoke_run_shows_what_is_stored(execute, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_notebooks_run_on_the_courses_files(execute, name, tmp_path, cache_dir, monkeypatch):
+def test_notebooks_run_on_the_courses_files(name, tmp_path, cache_dir, monkeypatch):
     scenes = {f"CLEVR_train_{i:06d}": [LABELS[i], LABELS[i + 8], LABELS[i + 16]] for i in range(8)}
     course = write_course(tmp_path / "course", scenes)
     torch.save({"model": build_network().state_dict()}, course / "checkpoint.pth")
@@ -132,20 +123,20 @@ def test_notebooks_run_on_the_courses_files(execute, name, tmp_path, cache_dir, 
         assert "24 pictures" in said
 
 
-def test_profile_is_set_behind_the_parameters(execute, made_up):
+def test_profile_is_set_behind_the_parameters(made_up):
     made_up("print(PROFILE)")
     *_, last = execute.run("02_made_up", "smoke").cells
     assert last.outputs[0].text == "smoke\n"
 
 
-def test_lab7_and_the_static_picker_are_there(execute, made_up, monkeypatch):
+def test_lab7_and_the_static_picker_are_there(made_up, monkeypatch):
     monkeypatch.delenv("PYTHONPATH", raising=False)
     made_up("import os, lab7; print(lab7.__file__); print(os.environ['LAB7_STATIC'])")
     *_, last = execute.run("02_made_up", "demo").cells
     assert last.outputs[0].text.splitlines() == [str(ROOT / "lab7" / "__init__.py"), "1"]
 
 
-def test_failing_cell_is_named(execute, made_up, monkeypatch, capsys, tmp_path):
+def test_failing_cell_is_named(made_up, monkeypatch, capsys, tmp_path):
     made_up("x = 1", "y = x / 0", "z = 2")
     with pytest.raises(CellExecutionError):
         execute.run("02_made_up", "smoke")
@@ -157,7 +148,7 @@ def test_failing_cell_is_named(execute, made_up, monkeypatch, capsys, tmp_path):
     assert len(error.splitlines()) <= 8 and not output.exists()
 
 
-def test_copies_and_in_place(execute, made_up, monkeypatch, capsys, tmp_path):
+def test_copies_and_in_place(made_up, monkeypatch, capsys, tmp_path):
     made_up("print(6 * 7)")
     monkeypatch.setattr(sys, "argv", ["execute.py", "--output", str(tmp_path / "copies")])
     assert execute.main() == 0
@@ -172,7 +163,7 @@ def test_copies_and_in_place(execute, made_up, monkeypatch, capsys, tmp_path):
     assert notebook.metadata.lab7.inputs == execute.inputs("02_made_up", notebook)
 
 
-def test_summary(execute, capsys, tmp_path):
+def test_summary(capsys, tmp_path):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "01.ipynb").write_text("{}")
     assert execute.summarize(tmp_path) == 0

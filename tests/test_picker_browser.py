@@ -29,7 +29,7 @@ from lab7.evaluator import Evaluator, build_network
 from lab7.experiments import get_experiment
 from lab7.model import ConditionalUNet
 from lab7.pipeline import ConditionalDDPMPipeline
-from lab7.widgets import LabelPicker
+from lab7.picker import LabelPicker
 
 torch.set_num_threads(1)
 config = get_experiment("smoke").config

@@ -6,11 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
-from lab7 import judge_plots, plots
+from lab7 import plots
 from lab7.estimates import Estimate
 from lab7.labels import LABELS
-from lab7.results import published
+from lab7.records import published
 from lab7.sampling import to_grid
+from workshop.judges import plots as judge_plots
 
 PICTURES = torch.randint(0, 256, (5, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(
     torch.uint8
@@ -70,7 +71,7 @@ CHARTS = {
     "noise_schedules": lambda: plots.noise_schedules({"one": torch.linspace(0.99, 0.01, 9)}),
     "cooccurrence": lambda: plots.cooccurrence(torch.ones(24, 24)),
     "label_similarity": lambda: plots.label_similarity(torch.eye(24)),
-    "verdict_bars": lambda: judge_plots.verdict_bars(torch.rand(24), ["red cube"]),
+    "verdict_bars": lambda: plots.verdict_bars(torch.rand(24), ["red cube"]),
     "reliability": lambda: judge_plots.reliability(CALIBRATION),
     "recall_by": lambda: judge_plots.recall_by(RECALL),
     "confusion_matrix": lambda: judge_plots.confusion_matrix(3 * torch.eye(24).roll(1, 0)),

@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("mitsuba")
 
-from lab7 import rendering
-from lab7.rendering import (
+from workshop.standin import rendering
+from workshop.standin.rendering import (
     MIN_DISTANCE,
     MIN_MARGIN,
     MIN_VISIBLE_PIXELS,
@@ -20,7 +20,7 @@ from lab7.rendering import (
     sample_scene,
     visible_pixels,
 )
-from lab7.scene_sets import ScenePlan, render_scene
+from workshop.standin.scenes import ScenePlan, render_scene
 
 STILL = ((0.0, 0.0, 0.0),) * 3
 

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import shutil
 
@@ -12,15 +11,16 @@ from lab7.auditor import compute_audit
 from lab7.dataset import to_float
 from lab7.estimates import Estimate, aggregate
 from lab7.evaluator import compute_scores
-from lab7.evaluator_training import EvaluatorConfig
-from lab7.examination import calibration
 from lab7.experiments import get_experiment
 from lab7.fidelity import Fidelity
 from lab7.labels import LABELS, decode, encode, load_conditions
-from lab7.packs import write_pack
-from lab7.results import RESULTS_DIR, append_log, published, read_record, write_record
+from lab7.records import append_log, published, read_record, write_record
 from lab7.sampling import to_grid
 from lab7.scoring import compare_judges
+from report import build as report_build
+from workshop.judges.evaluator_training import EvaluatorConfig
+from workshop.judges.examination import calibration
+from workshop.standin.packing import write_pack
 
 SETS = {
     "test": [["red cube"], ["blue cube", "green sphere"]],
@@ -29,18 +29,6 @@ SETS = {
     "unseen": [["red cube", "green cube", "blue cube"]],
     "four_five": [["red cube", "green cube", "blue cube", "cyan cube", "gray cube"]],
 }
-
-
-def load_build():
-    """The module of report/build.py, as the command line loads it."""
-    path = RESULTS_DIR.parent / "build.py"
-    spec = importlib.util.spec_from_file_location("report_build", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-report_build = load_build()
 
 
 def make_scores(conditions, errors, seed=0, repetitions=2):

@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 
-import lab7.reproduction
 from lab7.dataset import ICLEVRDataset
 from lab7.experiments import get_experiment
-from lab7.reproduction import ORIGINALS, reproduce_experiments
-from lab7.results import read_record
+from lab7.records import read_record
+from workshop.study import reproduction
+from workshop.study.reproduction import ORIGINALS, reproduce_experiments
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_an_experiment_is_recorded_once(reproduce, tmp_path, capsys):
 def test_what_does_not_fit_goes_on_later(reproduce, tmp_path, capsys, monkeypatch):
     config = dataclasses.replace(get_experiment("smoke").config, num_steps=3000)
     experiment = dataclasses.replace(get_experiment("smoke"), config=config)
-    monkeypatch.setattr(lab7.reproduction, "get_experiment", lambda name: experiment)
+    monkeypatch.setattr(reproduction, "get_experiment", lambda name: experiment)
     assert reproduce("smoke", seconds=2, reserve=1) == []
     assert "of 3,000 steps; start again to go on" in capsys.readouterr().out
     assert list((tmp_path / "runs" / "smoke" / "states").iterdir())

@@ -15,7 +15,7 @@ from lab7.labels import encode
 from lab7.pipeline import load_pipeline, to_pil
 from lab7.plots import split_grid
 from lab7.recording import record_generator, record_sweep
-from lab7.results import file_hash, read_record
+from lab7.records import file_hash, read_record
 from lab7.sampling import denoising_frames, to_grid, write_samples
 from lab7.scoring import (
     compare_judges,

@@ -2,7 +2,7 @@
 
 The evaluator's outputs are compared with how often they are right; objects are counted that a judge
 misses or takes for others, and where; pictures are blurred, lit and made noisy. Pictures that fool
-the course's score are in `lab7.fooling`.
+the course's score are in `workshop.judges.fooling`.
 """
 
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ from torch.nn import functional as F
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from lab7.auditor import Auditor, Sighting
-from lab7.auditor_training import AuditorConfig, label_counts, read_scenes
 from lab7.dataset import ICLEVRDataset, to_float
 from lab7.estimates import share
 from lab7.evaluator import THRESHOLD, Evaluator
 from lab7.fidelity import Fidelity, RealPictures
 from lab7.files import require_writable
-from lab7.fooling import score_fooled
-from lab7.judge_training import split
 from lab7.labels import LABELS, NUM_LABELS
-from lab7.results import RESULTS_DIR, write_record
+from lab7.records import RESULTS_DIR, write_record
+from workshop.judges.auditor_training import AuditorConfig, label_counts, read_scenes
+from workshop.judges.fooling import score_fooled
+from workshop.judges.judge_training import split
 
 UNSURE = (0.05, 0.95)  # outputs whose calibration counts: most of the others are trivially right
 CHANGES = {
@@ -81,7 +81,7 @@ def examine(
         evaluator: The course's or this project's.
         auditor: The other judge.
         images: (N, 3, 64, 64) uint8, seen by neither.
-        objects: (N, 5, 3), what they show, see `lab7.auditor_training.read_scenes`.
+        objects: (N, 5, 3), what they show, see `workshop.judges.auditor_training.read_scenes`.
         dataset: The generator's training pictures.
 
     Returns:

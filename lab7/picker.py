@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 
 from lab7.evaluator import THRESHOLD, Evaluator
-from lab7.judge_plots import draw_verdict
 from lab7.labels import LABELS, encode, parse_labels
 from lab7.picker_drawing import (
     CSS,
@@ -27,6 +26,7 @@ from lab7.picker_drawing import (
     image_png,
 )
 from lab7.pipeline import ConditionalDDPMPipeline
+from lab7.plots import draw_verdict
 
 STATIC = "LAB7_STATIC"  # environment variable: 1 shows a picture of the picker, not the widget
 MOST_TRAINED = 3  # objects in the pictures that the generator learned from

@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lab7.files import write_atomically
-from lab7.labels import read_json
+from lab7.files import read_json, write_atomically
 
 RESULTS_DIR = Path(__file__).resolve().parent.parent / "report" / "results"
 

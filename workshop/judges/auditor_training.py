@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lab7.auditor import STRIDE, WEIGHTS, Auditor, AuditorNetwork, compute_audit
-from lab7.augmentation import augment
-from lab7.dataset import DATA_DIR
+from lab7.dataset import DATA_DIR, STEPS, read_pack
 from lab7.devices import choose_device
-from lab7.files import require_writable, write_atomically
-from lab7.judge_training import JudgeConfig, Trainer, split
-from lab7.labels import LABELS, NUM_LABELS, read_json
-from lab7.packs import STEPS, read_pack
-from lab7.results import RESULTS_DIR, write_record
+from lab7.files import read_json, require_writable, write_atomically
+from lab7.labels import LABELS, NUM_LABELS
+from lab7.records import RESULTS_DIR, write_record
+from workshop.judges.augmentation import augment
+from workshop.judges.judge_training import JudgeConfig, Trainer, split
 
 THRESHOLDS = tuple(round(0.1 + 0.05 * i, 2) for i in range(15))  # of a middle, to choose from
 MOST_OBJECTS = 5

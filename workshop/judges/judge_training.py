@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from lab7.augmentation import Augmentation
 from lab7.checkpoints import load_latest, save_state
-from lab7.dataset import to_float
+from lab7.dataset import IMAGE_SIZE, to_float
 from lab7.devices import bfloat16_is_faster
-from lab7.packs import IMAGE_SIZE
+from workshop.judges.augmentation import Augmentation
 
 Change = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]

@@ -6,8 +6,7 @@ spheres and cylinders of one size on a grey ground, a sun, ambient light and thr
 first object stands at the origin. Camera and lamps are jittered from scene to scene. Intensities,
 sizes and the ground's sheen were fitted to pictures of the real set.
 
-Mitsuba is an optional dependency (requirements-dev.txt); nothing else in the package imports this
-module.
+Mitsuba is an optional dependency (requirements-dev.txt); nothing else needs it.
 """
 
 import functools
@@ -19,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-IMAGE_SIZE = 64
+from lab7.dataset import IMAGE_SIZE
+
 FULL_SIZE = (320, 240)  # width, height of the original pictures, in which visibility is counted
 MIN_VISIBLE_PIXELS = 200  # of each object at FULL_SIZE, CLEVR's own rule
 RENDER_SIZE = (128, 96)  # pixels rendered, then squeezed to 64×64 as the course does from 320×240

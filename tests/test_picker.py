@@ -16,10 +16,10 @@ from lab7.diffusion import convert_scheduler
 from lab7.experiments import get_experiment
 from lab7.labels import COLORS, LABELS, encode
 from lab7.model import ConditionalUNet
+from lab7.picker import LabelPicker, Request, hint, summarize
 from lab7.picker_drawing import PICTURE_WIDTH, draw_picker, enlarge, ink
 from lab7.pipeline import ConditionalDDPMPipeline, to_pil
 from lab7.plots import OBJECT_COLORS
-from lab7.widgets import LabelPicker, Request, hint, summarize
 
 WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
 SECONDS = 120  # for anything that a slow machine may take long for

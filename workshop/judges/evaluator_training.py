@@ -1,7 +1,7 @@
 """Training of our own evaluator on rendered scenes.
 
 The recipe is the course's: its ResNet-18, pictures shrunk to 32×32 and scaled back to 64×64, binary
-cross-entropy. What is added are random changes of the pictures, see `lab7.augmentation`.
+cross-entropy. What is added are random changes of the pictures, see `workshop.judges.augmentation`.
 """
 
 import json
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lab7.augmentation import augment, shrink
 from lab7.dataset import DATA_DIR, ICLEVRDataset, to_float
 from lab7.devices import choose_device
 from lab7.evaluator import (
@@ -28,10 +27,11 @@ from lab7.evaluator import (
     top_k_accuracy,
 )
 from lab7.files import require_writable, write_atomically
-from lab7.judge_training import JudgeConfig, Trainer, split
 from lab7.labels import LABELS, decode
-from lab7.results import RESULTS_DIR, write_record
+from lab7.records import RESULTS_DIR, write_record
 from lab7.sampling import to_grid
+from workshop.judges.augmentation import augment, shrink
+from workshop.judges.judge_training import JudgeConfig, Trainer, split
 
 MISTAKES_SHOWN = 16  # of the test, in the record's picture
 

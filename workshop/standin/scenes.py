@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from lab7 import rendering
 from lab7.dataset import NUM_UNSEEN
 from lab7.files import require_writable, write_atomically
 from lab7.labels import LABELS
-from lab7.packs import write_pack
+from workshop.standin import rendering
+from workshop.standin.packing import write_pack
 
 SEED = 2024
 NUM_SCENES = 6003

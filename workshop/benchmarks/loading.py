@@ -14,21 +14,21 @@ from pathlib import Path
 
 import torch
 import tyro
-from png_files import PNGFolder, write_pngs
 from torch import Tensor
 
-from lab7.dataset import ICLEVRDataset, to_float
-from lab7.results import describe_machine
+from lab7.dataset import DATA_DIR, ICLEVRDataset, to_float
+from lab7.records import describe_machine
 from lab7.training import PictureOrder
+from workshop.benchmarks.png_files import PNGFolder, write_pngs
 
 WORKERS = (0, 2)
 STATUS = Path("/proc/self/status")  # Linux's; its VmHWM is the highest memory in use so far, in KiB
 PEAK = """
-import re, runpy, sys, torch
+import re, sys, torch
 peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
-file, data, batch_size, before = sys.argv[1], sys.argv[2] or None, int(sys.argv[3]), peak()
-functions = runpy.run_path(file)
-functions["read"](functions["our_epoch"](functions["ICLEVRDataset"](data), batch_size))
+data, batch_size, before = sys.argv[1] or None, int(sys.argv[2]), peak()
+from workshop.benchmarks.loading import ICLEVRDataset, our_epoch, read
+read(our_epoch(ICLEVRDataset(data), batch_size))
 print(peak() - before)
 """
 
@@ -84,9 +84,9 @@ def measure_peak(data: str | None, batch_size: int) -> float:
     What Python with PyTorch takes is left out, what the other imports take is not.
     """
     folder = str(Path(data).resolve()) if data else ""
-    command = [sys.executable, "-c", PEAK, __file__, folder, str(batch_size)]
-    here = Path(__file__).parent  # where png_files is found
-    output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=here).stdout
+    command = [sys.executable, "-c", PEAK, folder, str(batch_size)]
+    root = DATA_DIR.parent  # where the packages are found
+    output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root).stdout
     return 1.024e-3 * int(output)
 
 

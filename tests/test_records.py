@@ -7,7 +7,7 @@ import torch
 
 from lab7.estimates import Estimate, aggregate
 from lab7.evaluator import compute_scores
-from lab7.results import (
+from lab7.records import (
     append_log,
     describe_machine,
     file_hash,

@@ -7,10 +7,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from lab7 import scene_sets
 from lab7.dataset import DATA_DIR, ICLEVRDataset
 from lab7.labels import LABELS, load_conditions
-from lab7.scene_sets import (
+from workshop.standin import scenes as standin
+from workshop.standin.scenes import (
     draw_auditor,
     draw_conditions,
     draw_evaluator,
@@ -119,11 +119,11 @@ def in_process(monkeypatch):
     class Context:
         Pool = InProcess
 
-    monkeypatch.setattr(scene_sets.multiprocessing, "get_context", lambda _: Context)
+    monkeypatch.setattr(standin.multiprocessing, "get_context", lambda _: Context)
 
 
 def test_scenes_with_doubles_are_described(tmp_path, monkeypatch, in_process):
-    monkeypatch.setattr(scene_sets, "render_scene", fake_scene)
+    monkeypatch.setattr(standin, "render_scene", fake_scene)
     plans = draw_auditor(30)
     render_set(plans, tmp_path / "set", tmp_path / "work")
     scenes = json.loads((tmp_path / "set" / "scenes.json").read_text())
@@ -142,7 +142,7 @@ def test_render_set_goes_on_where_it_was(tmp_path, monkeypatch, in_process):
             raise KeyboardInterrupt
         return fake_scene(plan)
 
-    monkeypatch.setattr(scene_sets, "render_scene", scene)
+    monkeypatch.setattr(standin, "render_scene", scene)
     with pytest.raises(KeyboardInterrupt):
         render_set(plans, tmp_path / "set", tmp_path / "work")
     assert not (tmp_path / "set").exists()

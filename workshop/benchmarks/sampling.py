@@ -15,7 +15,7 @@ from lab7.experiments import get_experiment
 from lab7.labels import LABELS, encode
 from lab7.model import ConditionalUNet
 from lab7.pipeline import ConditionalDDPMPipeline, load_pipeline
-from lab7.results import describe_machine
+from lab7.records import describe_machine
 
 TIMED_STEPS = 4
 

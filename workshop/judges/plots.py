@@ -1,4 +1,4 @@
-"""Figures of what evaluator and auditor see, and of how far they can be trusted.
+"""Figures of how far evaluator and auditor can be trusted.
 
 They are in the style of `lab7.plots`; blue is the evaluator, orange the auditor.
 """
@@ -7,20 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
-from lab7.evaluator import THRESHOLD
-from lab7.labels import COLORS, LABELS, SHAPES
+from lab7.labels import COLORS, LABELS
 from lab7.plots import (
     BLUE,
     FAINT,
     GREEN,
     INK,
-    OBJECT_COLORS,
     ORANGE,
-    WIDTH,
     Chart,
     bounds,
     field,
@@ -32,7 +27,7 @@ from lab7.plots import (
 )
 
 _JUDGES = (("evaluator", BLUE, "o", -0.1), ("auditor", ORANGE, "s", 0.1))
-_PARTS = {  # of a recall, see `lab7.examination.object_recall`
+_PARTS = {  # of a recall, see `workshop.judges.examination.object_recall`
     "count": "objects in the picture",
     "neighbor": "pixels to the nearest other",
     "height": "pixels from the top: far to near",
@@ -68,42 +63,13 @@ def scores_by_count(by_count: Mapping[Any, Mapping[str, Any]]) -> Chart:
 
 
 @styled
-def verdict_bars(probabilities: Any, condition: Sequence[str]) -> Chart:
-    """Show what the evaluator sees in one picture; see `draw_verdict`."""
-    chart = Chart(figsize=(WIDTH, 2.4), layout="constrained")
-    draw_verdict(chart, condition, probabilities)
-    return chart
-
-
-def draw_verdict(
-    figure: Figure | SubFigure, condition: Sequence[str], probabilities: Any | None
-) -> None:
-    """Draw the evaluator's probabilities as bars: a row a shape, a column a color.
-
-    Args:
-        figure: Empty.
-        condition: What was asked for: these bars are outlined.
-        probabilities: (24,), in the order of LABELS, or None before there is a verdict.
-    """
-    figure.suptitle("Evaluator's verdict (outlined: asked for)", fontsize=8, color=INK)
-    values = np.zeros(len(LABELS)) if probabilities is None else np.asarray(probabilities)
-    rows = figure.subplots(len(SHAPES), 1, sharex=True, sharey=True)
-    for axes, shape, part in zip(rows, SHAPES, values.reshape(len(SHAPES), -1), strict=True):
-        _draw_bars(axes, part, probabilities is not None)
-        asked = [x for x, color in enumerate(COLORS) if f"{color} {shape}" in condition]
-        axes.bar(asked, 1, width=0.8, fill=False, edgecolor=INK, linewidth=1.3, zorder=3)
-        axes.set_ylabel(shape, fontsize=7.5)
-    rows[-1].set_xticks(range(len(COLORS)), COLORS, fontsize=6.5)
-
-
-@styled
 def reliability(calibration: Mapping[str, Any]) -> Chart:
     """Compare the evaluator's unsure outputs with how often they are right.
 
     Args:
-        calibration: "error" and "bins", see `lab7.examination.calibration`. The left panel shows
-            the share of labels that are there over the output, the right one how many outputs
-            there are.
+        calibration: "error" and "bins", see `workshop.judges.examination.calibration`. The left
+            panel shows the share of labels that are there over the output, the right one how many
+            outputs there are.
     """
     chart, (left, right) = make_panels(2.5, 2, width_ratios=(3, 2))
     bins = calibration["bins"]
@@ -124,7 +90,8 @@ def recall_by(recall: Mapping[str, Mapping[str, Any]], parts: Sequence[str] = (*
     """Show the share of objects that the judges see, by what may matter.
 
     Args:
-        recall: By part and group, estimates by judge, see `lab7.examination.object_recall`.
+        recall: By part and group, estimates by judge, see
+            `workshop.judges.examination.object_recall`.
         parts: The panels.
     """
     chart, panels = make_panels(2.4, len(parts), sharey=True)
@@ -165,7 +132,7 @@ def changed_pictures(changes: Mapping[str, Sequence[Mapping[str, Any]]]) -> Char
 
     Args:
         changes: By kind of change, rows with "amount", "exact_set" of the evaluator and
-            "exact_scene" of the auditor, see `lab7.examination.score_changes`.
+            "exact_scene" of the auditor, see `workshop.judges.examination.score_changes`.
     """
     chart, panels = make_panels(2.4, len(changes), sharey=True)
     for axes, (kind, rows) in zip(panels, changes.items(), strict=True):
@@ -189,7 +156,7 @@ def fooled_judges(fooled: Mapping[str, Mapping[str, Any]]) -> Chart:
 
     Args:
         fooled: By kind of picture "top_k", "exact_set" and "exact_scene", see
-            `lab7.examination.score_fooled`.
+            `workshop.judges.examination.score_fooled`.
     """
     chart, (axes,) = make_panels(0.9 + 0.36 * len(fooled))
     places = -np.arange(len(fooled), dtype=float)
@@ -210,17 +177,3 @@ def fooled_judges(fooled: Mapping[str, Mapping[str, Any]]) -> Chart:
     axes.set(xlim=(-0.02, 1.02), xlabel="score")
     chart.legend(loc="outside lower right", ncols=3)
     return chart
-
-
-def _draw_bars(axes: Axes, values: Sequence[float], numbers: bool) -> None:
-    places = range(len(values))
-    axes.bar(places, 1, width=0.8, color="#eff0f2", zorder=0)
-    axes.bar(places, values, width=0.8, color=OBJECT_COLORS.values(), zorder=1)
-    axes.axhline(THRESHOLD, color="#9aa0a8", linewidth=0.7, linestyle=(0, (2, 2)), zorder=2)
-    for x, value in enumerate(values if numbers else ()):
-        color = INK if value >= THRESHOLD else FAINT
-        axes.text(x, 1.05, f"{value:.0%}", fontsize=6, ha="center", va="bottom", color=color)
-    axes.set(ylim=(0, 1.25), yticks=[], xlim=(-0.5, len(values) - 0.5))
-    axes.tick_params(length=0)
-    axes.grid(False)
-    axes.spines[:].set_visible(False)

@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 import tyro
 from diffusers import DDPMScheduler
-from png_files import PNGFolder, write_pngs
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -28,9 +27,10 @@ from lab7.dataset import ICLEVRDataset, to_float
 from lab7.devices import choose_device
 from lab7.experiments import TrainConfig, get_experiment
 from lab7.model import ConditionalUNet
-from lab7.reproduction import ORIGINALS
-from lab7.results import describe_machine
+from lab7.records import describe_machine
 from lab7.training import Run, diffusion_loss
+from workshop.benchmarks.png_files import PNGFolder, write_pngs
+from workshop.study.reproduction import ORIGINALS
 
 WORKERS = 2
 SHOWN = 8  # operations of the profile

@@ -14,7 +14,7 @@ from lab7.experiments import EXPERIMENTS, get_experiment
 from lab7.fidelity import RealPictures
 from lab7.pipeline import load_pipeline
 from lab7.recording import record_generator
-from lab7.results import RESULTS_DIR, read_log
+from lab7.records import RESULTS_DIR, read_log
 from lab7.scoring import score_sets, score_table
 from lab7.training import train
 

@@ -5,22 +5,21 @@ import json
 import re
 import tempfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
 
-from lab7.dataset import DATA_DIR, SCORED, named_conditions
+from lab7.dataset import DATA_DIR, IMAGE_SIZE, SCORED, named_conditions
 from lab7.evaluator import Evaluator
 from lab7.files import require_writable, write_atomically
-from lab7.packs import IMAGE_SIZE
 from lab7.pipeline import ConditionalDDPMPipeline
-from lab7.results import file_hash, read_record
+from lab7.records import file_hash, read_record
 from lab7.sampling import write_samples
+from report.build import build
 
 SOURCE = (
-    "lab7/*.py", "lab7/*.css", "notebooks/*.ipynb", "notebooks/*.py", "report/build.py",
-    "report/report.typ", "report/references.yml", "benchmarks/*.py", "tests/*.py", "Makefile",
+    "lab7/*.py", "lab7/*.css", "workshop/**/*.py", "notebooks/*.ipynb", "notebooks/*.py",
+    "report/*.py", "report/report.typ", "report/references.yml", "tests/*.py", "Makefile",
     "README.md", "LICENSE", "pyproject.toml", "requirements*.txt",
 )  # fmt: skip
 LEAST_FRAMES = 8  # pictures in the denoising row, at least
@@ -33,7 +32,6 @@ def make_handin(
     name: str,
     pipeline: ConditionalDDPMPipeline,
     evaluator: Evaluator,
-    build_report: Callable[..., list[Path]],
     *,
     output: Path,
     checkpoint: Path,
@@ -48,7 +46,6 @@ def make_handin(
         name: See `student_id`.
         pipeline: The generator, loaded from `checkpoint`.
         evaluator: The judge of the pictures.
-        build_report: `build` of report/build.py.
         output: Folder of the zip.
         checkpoint: Folder whose weights the record "ours" must be of.
         results: Folder of the records.
@@ -79,7 +76,7 @@ def make_handin(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         records_of = data if record.get("course.pictures") else None
-        build_report(folder, results, records_of, f"{student_id} {name.replace('_', ' ')}")
+        build(folder, results, records_of, f"{student_id} {name.replace('_', ' ')}")
         files = {"report.pdf": folder / "report.pdf"}
         for key in SCORED:
             drawn = folder / "images" / key

@@ -1,0 +1,1 @@
+"""The report: its text, its builder, and the results that both read."""

@@ -1,0 +1,1 @@
+"""How the pictures, the judges and the numbers were made, and the course's paperwork."""

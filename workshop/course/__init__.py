@@ -1,0 +1,1 @@
+"""What the course wants handed in."""

@@ -1,0 +1,1 @@
+"""Training of evaluator and auditor, and how far both can be trusted."""

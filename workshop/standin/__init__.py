@@ -1,0 +1,1 @@
+"""The stand-in for i-CLEVR: scenes, rendering with Mitsuba, packing."""
