@@ -17,6 +17,8 @@ import tyro
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lab7.scoring import Verdicts
+
 ROOT = Path(__file__).resolve().parent.parent
 GENERATOR = ROOT / "data" / "weights" / "generator"
 RESULTS = ROOT / "report" / "results"
@@ -192,7 +194,7 @@ def evaluate(
     from lab7.files import require_writable
     from lab7.pipeline import load_pipeline
     from lab7.recording import record_generator, require_same_pictures
-    from lab7.scoring import score_sets, score_table, scores
+    from lab7.scoring import draw_and_judge, judge_pictures, score_table
 
     judge, auditor = Evaluator.load(evaluator, device, data), Auditor.load(device=device)
     if images is not None and conditions is None:
@@ -208,14 +210,17 @@ def evaluate(
     if images is not None:
         ((name, wanted),) = sets.items()
         pictures = load_images(images, len(wanted))
-        scored = {name: (scores(pictures, wanted, judge, auditor, real), pictures)}
+        scored = {name: (judge_pictures(pictures, wanted, judge, auditor, real), pictures)}
     else:
         pipeline = load_pipeline(checkpoint, device, scheduler)
         settings = {"num_inference_steps": steps, "guidance_scale": guidance}
-        scored = score_sets(pipeline, judge, auditor, real, sets, repetitions, **settings)
+        scored = {
+            name: draw_and_judge(pipeline, wanted, judge, auditor, real, repetitions, **settings)
+            for name, wanted in sets.items()
+        }
     print(score_table({name: metrics for name, (metrics, _) in scored.items()}))
     for name, (metrics, pictures) in scored.items():
-        _show_failures(name, sets[name], metrics["counted"], pictures, failures)
+        _show_failures(name, metrics["pictures"], pictures, failures)
     if record is not None:
         record_generator(record, pipeline, judge, scored, checkpoint, results, data, **settings)
 
@@ -310,6 +315,7 @@ def sweep(
         checkpoint,
         results,
         keep,
+        data,
     )
     for row in metrics["guidance"] + metrics["steps"] + metrics["schedulers"]:
         print(
@@ -529,19 +535,19 @@ def _conditions(name: str, data: Path | None) -> list[tuple[str, ...]]:
     return load_conditions(name)
 
 
-def _show_failures(
-    name: str, conditions: list, counted: list, pictures: "Tensor", folder: Path
-) -> None:
+def _show_failures(name: str, verdicts: "Verdicts", pictures: "Tensor", folder: Path) -> None:
     """Write a figure of the pictures that do not show exactly what was asked for."""
     from lab7 import plots
-    from lab7.scoring import failed_pictures
+    from lab7.scoring import label_names
 
-    rows = failed_pictures(conditions, counted)
+    exact, _ = verdicts.ratios()["audit"]["exact_scene"]
+    rows = [row for row, right in enumerate(exact) if not right]
     if not rows:
         return
     shown = rows[:MOST_FAILURES]
-    wanted = [conditions[row % len(conditions)] for row in shown]
-    chart = plots.picture_grid(pictures[shown], wanted, [counted[row] for row in shown])
+    wanted = [verdicts.conditions[verdicts.condition[row]] for row in shown]
+    counted = label_names(verdicts.counted[row] for row in shown)
+    chart = plots.picture_grid(pictures[shown], wanted, counted)
     chart.save(folder / f"{name}.png")
     print(f"{len(rows)} pictures of {name} failed, {len(shown)} are in {folder / f'{name}.png'}")
 

@@ -108,7 +108,7 @@ def test_evaluate_and_sweep_write_records(run, tiny, tmp_path, monkeypatch, embe
     assert code == 0 and out.splitlines()[0].split() == [*CONDITION_FILES]
     record = read_record("mine", tmp_path)
     assert record.get("test.scores.num_pictures") == record.get("test.audit.num_pictures") == 2
-    assert len(record.get("test.counted")) == 2
+    assert len(record.get("test.pictures.counted")) == 2
     assert record.get("test.fidelity.nearest_distance.value") > 0
     code, out, _ = run("sweep", "--guidance", 1, 2, "--steps", 1, "--schedulers", "ddim", *given)
     record = read_record("sweep", tmp_path)
