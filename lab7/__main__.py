@@ -174,8 +174,8 @@ def evaluate(
     Args:
         checkpoint: Saved pipeline; by default the one that comes with the project.
         images: Folder of 0.png … to score instead of a generator.
-        conditions: What the pictures should show: a condition file, or test, new_test, valid,
-            unseen, four_five; by default test and new_test.
+        conditions: What the pictures should show: a condition file, which is scored as file-NAME,
+            or test, new_test, valid, unseen, four_five; by default test and new_test.
         repetitions: Pictures of each condition.
         steps: Sampling steps; by default the checkpoint's own.
         guidance: Weight of classifier-free guidance; 1 is none.
@@ -205,7 +205,7 @@ def evaluate(
         require_writable(results / record)
         require_same_pictures(checkpoint, data)
     names = [conditions] if conditions else CONDITION_FILES if record else SCORED
-    sets = {Path(name).stem: _conditions(name, data) for name in names}
+    sets = {_set_name(name): _conditions(name, data) for name in names}
     real = RealPictures(auditor, ICLEVRDataset(data))
     if images is not None:
         ((name, wanted),) = sets.items()
@@ -533,6 +533,15 @@ def _conditions(name: str, data: Path | None) -> list[tuple[str, ...]]:
             f"Give a file, or one of {', '.join(CONDITION_FILES)}"
         )
     return load_conditions(name)
+
+
+def _set_name(conditions: str) -> str:
+    """Name a set in tables and records, so that none of a file reads as the data folder's."""
+    from lab7.dataset import CONDITION_FILES
+
+    if conditions in CONDITION_FILES:
+        return conditions
+    return f"file-{Path(conditions).stem}".replace(".", "-")  # a dot would part a record's key
 
 
 def _show_failures(name: str, verdicts: "Verdicts", pictures: "Tensor", folder: Path) -> None:
