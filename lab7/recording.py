@@ -1,15 +1,20 @@
-"""Records of what generators scored, and of the choice of their settings."""
+"""Records of what generators scored, of the choice of their settings, and how they compare."""
 
+import difflib
 import functools
 import shutil
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from lab7.dataset import SCORED, ICLEVRDataset, data_hash, is_course
 from lab7.diffusion import convert_scheduler, scheduler_name
+from lab7.estimates import Estimate, difference
 from lab7.evaluator import Evaluator
 from lab7.files import require_writable, write_atomically
 from lab7.labels import read_json
@@ -20,6 +25,20 @@ from lab7.scoring import Conditions, Verdicts, draw_and_judge
 
 # What a record keeps of how its run was started, as far as the run noted it.
 _TRAINED = ("machine", "date", "git_commit", "packages", "precision", "data_sha256")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How a score of one generator differs from that of another.
+
+    `difference` has its interval over conditions, which are the same on both sides, as the seeds
+    are. `verdict`: "better", "worse" or "not to be told apart"; where a side has one training seed
+    only, how much another training would differ is not known, and the verdict says so.
+    """
+
+    difference: Estimate
+    verdict: str
+    training_seeds: tuple[int, int]
 
 
 def record_generator(
@@ -191,6 +210,128 @@ def recorded_verdicts(record: Record, part: str) -> Verdicts:
         ValueError: The record has none; the message names the record and the nearest there is.
     """
     return Verdicts(**record.get(f"{part}.pictures"))
+
+
+def compare_paired(
+    first: Record | Sequence[Record],
+    second: Record | Sequence[Record],
+    part: str = "test",
+    score: str = "top_k",
+) -> Comparison:
+    """Compare a score of two generators, picture by picture of the same conditions and seeds.
+
+    The first is "better" where the interval of the difference is above 0 and, with two training
+    seeds or more on both sides, the scores of no side spread over as much as the difference.
+
+    Args:
+        first: The record of a generator, or one for each of its trainings.
+        second: The same of the other.
+        part: The set of conditions.
+        score: Any score, for instance "top_k" or "exact_scene".
+
+    Raises:
+        ValueError: Unknown names, or records that cannot be compared; the message names them.
+    """
+    sides = [[side] if isinstance(side, Record) else list(side) for side in (first, second)]
+    if not all(sides):
+        raise ValueError("no records on one side: give one for each training")
+    _require_alike([*sides[0], *sides[1]], part)
+    pairs = [[_ratio(record, part, score) for record in side] for side in sides]
+    sums = [np.sum(side, axis=0) for side in pairs]  # over trainings: above and below, (2, B)
+    found = difference(sums[0], sums[1], recorded_verdicts(sides[0][0], part).condition)
+    seeds = tuple(len({record.config.get("seed") for record in side}) for side in sides)
+    word = "better" if found.value > 0 else "worse"
+    if found.low <= 0 <= found.high:
+        word = "not to be told apart"
+    elif min(seeds) == 1:
+        word += " (one training seed)"
+    elif max(map(_spread, pairs)) >= abs(found.value):
+        word = "not to be told apart"
+    return Comparison(found, word, seeds)
+
+
+def comparable(
+    records: Mapping[str, Record], part: str = "test"
+) -> tuple[dict[str, Record], dict[str, str]]:
+    """Find out which records belong into one table: of one budget and one data set.
+
+    Args:
+        records: By name.
+        part: The set of conditions that the table is of.
+
+    Returns:
+        Those that stay, and by name why each of the others is left out, one line each.
+    """
+    kept, left_out, runs = {}, {}, {}
+    for name, record in records.items():
+        weights = record.environment.get("weights_sha256", name)
+        if "scores" not in record.metrics.get(part, {}):
+            left_out[name] = f"{name} has no scores of {part!r}"
+        elif "training" not in record.metrics:
+            left_out[name] = f"{name} has no noted training"
+        elif weights in runs:
+            left_out[name] = f"{name} is of the same run as {runs[weights]}"
+        else:
+            kept[name], runs[weights] = record, name
+    facts = {name: _trained_on(record) for name, record in kept.items()}
+    usual = Counter(facts.values()).most_common(1)[0][0] if facts else None
+    for name, (budget, data) in facts.items():
+        if (budget, data) != usual:
+            del kept[name]
+            what = f"{budget:,} pictures, the rest of its table on {usual[0]:,}"
+            what = what if budget != usual[0] else "another data set than the rest of its table"
+            left_out[name] = f"{name} was trained on {what}"
+    return kept, left_out
+
+
+def _trained_on(record: Record) -> tuple[int, str | None]:
+    """Return on how many pictures a run was trained (steps times batch), and their hash."""
+    training = record.get("training")
+    return training["images"], training.get("data_sha256")
+
+
+def _require_alike(records: Sequence[Record], part: str) -> None:
+    """Refuse records whose verdicts cannot be compared picture by picture."""
+    facts = []
+    for record in records:
+        verdicts, (budget, data) = recorded_verdicts(record, part), _trained_on(record)
+        facts.append(
+            {
+                "conditions": [verdicts.conditions, verdicts.condition],
+                "seeds": verdicts.seed,
+                "origin of pictures and evaluator": record.metrics.get("course"),
+                "sampling steps": record.get(f"{part}.num_inference_steps"),
+                "pictures of training": budget,
+                "training data": data,
+            }
+        )
+    for record, found in zip(records, facts, strict=True):
+        other = [name for name in found if found[name] != facts[0][name]]
+        if other:
+            values = facts[0][other[0]], found[other[0]]
+            shown = f" ({values[0]} and {values[1]})" if not isinstance(values[0], list) else ""
+            raise ValueError(
+                f"records {records[0].name!r} and {record.name!r} cannot be compared: "
+                f"they differ in {other[0]}{shown}"
+            )
+
+
+def _ratio(record: Record, part: str, score: str) -> np.ndarray:
+    """Return what each picture adds above and below the line of a score, (2, B)."""
+    parts = recorded_verdicts(record, part).ratios()
+    known = {name: pair for pairs in parts.values() for name, pair in pairs.items()}
+    if score not in known:
+        close = difflib.get_close_matches(score, known, 1, cutoff=0)[0]
+        raise ValueError(
+            f"no score {score!r}: did you mean {close!r}? Choose one of {', '.join(known)}"
+        )
+    return np.stack([np.asarray(column, dtype=float) for column in known[score]])
+
+
+def _spread(pairs: Sequence[np.ndarray]) -> float:
+    """Return how far apart the scores of several trainings are."""
+    scores = [above.sum() / max(below.sum(), 1) for above, below in pairs]
+    return max(scores) - min(scores)
 
 
 def _data_hash(data: Path | None) -> str:
