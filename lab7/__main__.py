@@ -15,6 +15,8 @@ import tyro
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lab7.scoring import Verdicts
+
 ROOT = Path(__file__).resolve().parent.parent
 GENERATOR = ROOT / "data" / "weights" / "generator"
 RESULTS = ROOT / "report" / "results"
@@ -170,8 +172,8 @@ def evaluate(
     Args:
         checkpoint: Saved pipeline; by default the one that comes with the project.
         images: Folder of 0.png … to score instead of a generator.
-        conditions: What the pictures should show: a condition file, or test, new_test, valid,
-            unseen, four_five; by default test and new_test.
+        conditions: What the pictures should show: a condition file, which is scored as file-NAME,
+            or test, new_test, valid, unseen, four_five; by default test and new_test.
         repetitions: Pictures of each condition.
         steps: Sampling steps; by default the checkpoint's own.
         guidance: Weight of classifier-free guidance; 1 is none.
@@ -190,7 +192,7 @@ def evaluate(
     from lab7.files import require_writable
     from lab7.pipeline import load_pipeline
     from lab7.recording import record_generator, require_same_pictures
-    from lab7.scoring import score_sets, score_table, scores
+    from lab7.scoring import draw_and_judge, judge_pictures, score_table
 
     judge, auditor = Evaluator.load(evaluator, device, data), Auditor.load(device=device)
     if images is not None and conditions is None:
@@ -201,19 +203,22 @@ def evaluate(
         require_writable(results / record)
         require_same_pictures(checkpoint, data)
     names = [conditions] if conditions else CONDITION_FILES if record else SCORED
-    sets = {Path(name).stem: _conditions(name, data) for name in names}
+    sets = {_set_name(name): _conditions(name, data) for name in names}
     real = RealPictures(auditor, ICLEVRDataset(data))
     if images is not None:
         ((name, wanted),) = sets.items()
         pictures = load_images(images, len(wanted))
-        scored = {name: (scores(pictures, wanted, judge, auditor, real), pictures)}
+        scored = {name: (judge_pictures(pictures, wanted, judge, auditor, real), pictures)}
     else:
         pipeline = load_pipeline(checkpoint, device, scheduler)
         settings = {"num_inference_steps": steps, "guidance_scale": guidance}
-        scored = score_sets(pipeline, judge, auditor, real, sets, repetitions, **settings)
+        scored = {
+            name: draw_and_judge(pipeline, wanted, judge, auditor, real, repetitions, **settings)
+            for name, wanted in sets.items()
+        }
     print(score_table({name: metrics for name, (metrics, _) in scored.items()}))
     for name, (metrics, pictures) in scored.items():
-        _show_failures(name, sets[name], metrics["counted"], pictures, failures)
+        _show_failures(name, metrics["pictures"], pictures, failures)
     if record is not None:
         record_generator(record, pipeline, judge, scored, checkpoint, results, data, **settings)
 
@@ -308,6 +313,7 @@ def sweep(
         checkpoint,
         results,
         keep,
+        data,
     )
     for row in metrics["guidance"] + metrics["steps"] + metrics["schedulers"]:
         print(
@@ -520,19 +526,28 @@ def _conditions(name: str, data: Path | None) -> list[tuple[str, ...]]:
     return load_conditions(name)
 
 
-def _show_failures(
-    name: str, conditions: list, counted: list, pictures: "Tensor", folder: Path
-) -> None:
+def _set_name(conditions: str) -> str:
+    """Name a set in tables and records, so that none of a file reads as the data folder's."""
+    from lab7.dataset import CONDITION_FILES
+
+    if conditions in CONDITION_FILES:
+        return conditions
+    return f"file-{Path(conditions).stem}".replace(".", "-")  # a dot would part a record's key
+
+
+def _show_failures(name: str, verdicts: "Verdicts", pictures: "Tensor", folder: Path) -> None:
     """Write a figure of the pictures that do not show exactly what was asked for."""
     from lab7 import plots
-    from lab7.scoring import failed_pictures
+    from lab7.scoring import label_names
 
-    rows = failed_pictures(conditions, counted)
+    exact, _ = verdicts.ratios()["audit"]["exact_scene"]
+    rows = [row for row, right in enumerate(exact) if not right]
     if not rows:
         return
     shown = rows[:MOST_FAILURES]
-    wanted = [conditions[row % len(conditions)] for row in shown]
-    chart = plots.picture_grid(pictures[shown], wanted, [counted[row] for row in shown])
+    wanted = [verdicts.conditions[verdicts.condition[row]] for row in shown]
+    counted = label_names(verdicts.counted[row] for row in shown)
+    chart = plots.picture_grid(pictures[shown], wanted, counted)
     chart.save(folder / f"{name}.png")
     print(f"{len(rows)} pictures of {name} failed, {len(shown)} are in {folder / f'{name}.png'}")
 

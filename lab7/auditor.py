@@ -9,6 +9,7 @@ training or guiding the generator, nor in choosing checkpoints, settings or seed
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from lab7.dataset import DATA_DIR, IMAGE_SIZE, to_float
 from lab7.devices import choose_device
-from lab7.estimates import Estimate, share
+from lab7.estimates import Estimate, Values, share
 from lab7.evaluator import save_weights
 from lab7.labels import COLORS, LABELS, NUM_LABELS
 
@@ -55,6 +56,16 @@ class Audit:
     swapped: Estimate
     doubled: Estimate
     other: Estimate
+
+    @classmethod
+    def of(cls, ratios: dict[str, tuple[Values, Values]], groups: Values | None = None) -> "Audit":
+        """Return the shares of pictures, with their intervals, from their `scene_ratios`."""
+        count = len(ratios["exact_scene"][0])
+        return cls(
+            num_pictures=count,
+            num_conditions=count if groups is None else len(np.unique(groups)),
+            **{name: share(above, below, groups) for name, (above, below) in ratios.items()},
+        )
 
 
 class AuditorNetwork(nn.Module):
@@ -160,10 +171,6 @@ class Auditor:
                 row[LABELS.index(sighting.label)] += 1
         return counts
 
-    def audit(self, images: Tensor, labels: Tensor, groups: Tensor | None = None) -> Audit:
-        """Say what became of pictures that should show labels; see `compute_audit`."""
-        return compute_audit(self.count(images), labels, groups)
-
     @torch.inference_mode()
     def features(self, images: Tensor, batch_size: int = 64) -> Tensor:
         """Return what the network sees in pictures (B, 3, 64, 64), (B, 576) float32."""
@@ -186,13 +193,29 @@ def peaks(sure: Tensor, threshold: Tensor | float) -> Tensor:
 
 
 def compute_audit(counts: Tensor, wanted: Tensor, groups: Tensor | None = None) -> Audit:
-    """Sort pictures by what became of them.
+    """Return what became of pictures, with intervals, see `lab7.estimates.share`.
 
     Args:
         counts: (B, 24): how often each label is seen.
         wanted: (B, 24): how often each should be.
         groups: (B,) integers; pictures with the same number share a condition and are resampled
             together. None: every picture has its own.
+
+    Raises:
+        ValueError: Other shapes.
+    """
+    return Audit.of(scene_ratios(counts, wanted), groups)
+
+
+def scene_ratios(counts: Tensor, wanted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Sort pictures by what became of them: what each adds above and below the line of an `Audit`.
+
+    Args:
+        counts: (B, 24): how often each label is seen.
+        wanted: (B, 24): how often each should be.
+
+    Returns:
+        By share two tensors (B,): whether a picture is of the kind, and ones.
 
     Raises:
         ValueError: Other shapes.
@@ -211,7 +234,7 @@ def compute_audit(counts: Tensor, wanted: Tensor, groups: Tensor | None = None) 
     swapped = ~exact & same_colors & same_shapes
     only_asked = ((seen == 0) | (asked > 0)).flatten(1).all(1)
     doubled = (surplus == 0) & ~exact & ~swapped & only_asked
-    shares = {
+    kinds = {
         "exact_scene": exact,
         "extra": surplus > 0,
         "missing": surplus < 0,
@@ -219,19 +242,7 @@ def compute_audit(counts: Tensor, wanted: Tensor, groups: Tensor | None = None) 
         "doubled": doubled,
         "other": (surplus == 0) & ~exact & ~swapped & ~doubled,
     }
-    return Audit(
-        num_pictures=len(counts),
-        num_conditions=len(counts) if groups is None else len(groups.unique()),
-        **{name: share(part, torch.ones(len(counts)), groups) for name, part in shares.items()},
-    )
-
-
-def list_objects(counts: Tensor) -> list[tuple[str, ...]]:
-    """Return the objects of each row of counts (B, 24), a label as often as it is there."""
-    return [
-        tuple(label for label, count in zip(LABELS, row, strict=True) for _ in range(count))
-        for row in counts.long().tolist()
-    ]
+    return {name: (kind, torch.ones(len(counts))) for name, kind in kinds.items()}
 
 
 class _Block(nn.Module):

@@ -1,14 +1,14 @@
-"""Numbers with their 95 % intervals: over conditions for a share, over seeds for a mean."""
+"""Numbers with their 95 % intervals over conditions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.stats
-import torch
+from scipy.stats import binomtest
+from torch import Tensor
 
 _RESAMPLES = 2000
-_Z = 1.959964  # 97.5 % quantile of the normal distribution
+Values = Sequence[float] | np.ndarray | Tensor
 
 
 @dataclass(frozen=True)
@@ -25,60 +25,82 @@ class Estimate:
     total: int | None = None
 
 
-def share(
-    above: np.ndarray | torch.Tensor,
-    below: np.ndarray | torch.Tensor,
-    groups: torch.Tensor | None = None,
-) -> Estimate:
-    """Estimate a ratio of two sums over pictures.
+def share(above: Values, below: Values, groups: Values | None = None) -> Estimate:
+    """Estimate a ratio of two sums over pictures, where `above` counts some of `below`.
 
     The interval is the percentile bootstrap over groups (Efron and Tibshirani, “An Introduction to
     the Bootstrap”, 1993): 2,000 resamples, always the same. Where the ratio is 0 or 1 the bootstrap
-    would give no width, and it is Wilson's interval for that many pictures (Wilson, 1927).
+    would give no width, and it is Wilson's interval for as many trials as there are groups.
 
     Args:
         above: (B,), what each picture adds to the sum above the line.
         below: (B,), and to that below; 0 / 0 counts as 0.
-        groups: (B,) integers; pictures with the same number are resampled together. None: every
-            picture by itself.
+        groups: (B,) integers; pictures with the same number share a condition and are resampled
+            together. None: every picture by itself.
 
     Raises:
         ValueError: `groups` of another shape.
     """
-    count = len(above)
-    columns = np.stack([np.asarray(above), np.asarray(below)], axis=1).astype(float)
-    groups = np.arange(count) if groups is None else torch.as_tensor(groups).cpu().numpy()
-    if groups.shape != (count,):
-        raise ValueError(f"groups must be ({count},), not {groups.shape}")
-    names, rows = np.unique(groups, return_inverse=True)
-    totals = np.zeros((len(names), 2))
-    np.add.at(totals, rows, columns)
-    rng = np.random.default_rng(0)
-    draws = (rng.integers(len(names), size=len(names)) for _ in range(_RESAMPLES))
-    sums = np.array([np.bincount(draw, minlength=len(names)) @ totals for draw in draws])
-    low, high = np.percentile(sums[:, 0] / np.maximum(sums[:, 1], 1), (2.5, 97.5))
-    hits, total = columns.sum(0)
-    value, margin = hits / max(total, 1), _Z**2 / (count + _Z**2)
-    if value == 1:
-        low, high = 1 - margin, 1.0
-    elif value == 0:
-        low, high = 0.0, margin
-    return Estimate(float(value), float(low), float(high), round(hits), round(total))
+    value, low, high, count = _bootstrap(_ratio, [above, below], groups)
+    if value in (0, 1):
+        alike = wilson(round(value) * count, count)
+        low, high = alike.low, alike.high
+    hits, total = (round(float(np.asarray(column).sum())) for column in (above, below))
+    return Estimate(value, low, high, hits, total)
 
 
-def aggregate(values: Sequence[float]) -> Estimate:
-    """Return the mean over repetitions (seeds) and its 95 % interval.
+def mean(values: Values, groups: Values | None = None) -> Estimate:
+    """Estimate the mean of a measure (B,) over pictures, with the bootstrap that `share` takes."""
+    value, low, high, _ = _bootstrap(_ratio, [values, np.ones(len(values))], groups)
+    return Estimate(value, low, high)
 
-    The interval is Student's: mean ± t(0.975, n - 1)·s/√n. A single value has none.
 
-    Raises:
-        ValueError: No values.
+def difference(
+    first: tuple[Values, Values], second: tuple[Values, Values], groups: Values | None = None
+) -> Estimate:
+    """Estimate by how much one ratio of sums is above another of the same groups.
+
+    The bootstrap is paired: a resample takes the same groups for both.
+
+    Args:
+        first: What each picture adds above and below the line, see `share`; (B,) each.
+        second: The same of the other ratio; (B,) each.
+        groups: (B,), see `share`.
     """
-    if len(values) == 0:
-        raise ValueError("there is nothing to aggregate: no values")
-    mean, count = float(np.mean(values)), len(values)
-    if count == 1:
-        return Estimate(mean, None, None)
-    error = float(np.std(values, ddof=1)) / count**0.5
-    margin = float(scipy.stats.t.ppf(0.975, count - 1)) * error
-    return Estimate(mean, mean - margin, mean + margin)
+    value, low, high, _ = _bootstrap(
+        lambda sums: _ratio(sums[:2]) - _ratio(sums[2:]), [*first, *second], groups
+    )
+    return Estimate(value, low, high)
+
+
+def wilson(hits: int, total: int) -> Estimate:
+    """Estimate a share from independent trials, for instance the objects of one published draw.
+
+    Wilson's interval: “Probable Inference, the Law of Succession, and Statistical Inference”, 1927.
+    """
+    if not total:
+        return Estimate(0.0, 0.0, 1.0, 0, 0)
+    found = binomtest(hits, total).proportion_ci(0.95, method="wilson")
+    return Estimate(hits / total, float(found.low), float(found.high), hits, total)
+
+
+def _ratio(sums: np.ndarray) -> np.ndarray:
+    return sums[0] / np.maximum(sums[1], 1)
+
+
+def _bootstrap(
+    statistic: Callable[[np.ndarray], np.ndarray], columns: Sequence[Values], groups: Values | None
+) -> tuple[float, float, float, int]:
+    """Return a statistic of the columns' sums, its interval, and the number of groups."""
+    table = np.stack([np.asarray(column, dtype=float) for column in columns], axis=1)
+    groups = np.arange(len(table)) if groups is None else np.asarray(groups)
+    if groups.shape != table.shape[:1]:
+        raise ValueError(f"groups must be ({len(table)},), not {groups.shape}")
+    names, rows = np.unique(groups, return_inverse=True)
+    totals, count = np.zeros((len(names), len(columns))), len(names)
+    np.add.at(totals, rows, table)
+    rng = np.random.default_rng(0)
+    draws = (rng.integers(count, size=count) for _ in range(_RESAMPLES))
+    sums = np.array([np.bincount(draw, minlength=count) @ totals for draw in draws])
+    low, high = np.percentile(statistic(sums.T), (2.5, 97.5))
+    return float(statistic(totals.sum(0))), float(low), float(high), count

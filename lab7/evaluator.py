@@ -19,7 +19,7 @@ from torchvision.models import resnet18
 
 from lab7.dataset import DATA_DIR, IMAGE_SIZE, resolve_root, to_float
 from lab7.devices import choose_device
-from lab7.estimates import Estimate, share
+from lab7.estimates import Estimate, Values, share
 from lab7.files import write_atomically
 from lab7.labels import NUM_LABELS
 
@@ -44,6 +44,17 @@ class Scores:
     precision: Estimate
     recall: Estimate
     f1: Estimate
+
+    @classmethod
+    def of(cls, ratios: dict[str, tuple[Values, Values]], groups: Values | None = None) -> "Scores":
+        """Return the scores of pictures, with their intervals, from their `label_ratios`."""
+        sizes = ratios["top_k"][1]
+        return cls(
+            num_pictures=len(sizes),
+            num_conditions=len(sizes) if groups is None else len(np.unique(groups)),
+            num_labels=int(sizes.sum()),
+            **{name: share(above, below, groups) for name, (above, below) in ratios.items()},
+        )
 
 
 def build_network() -> nn.Module:
@@ -136,12 +147,6 @@ class Evaluator:
         """
         return top_k_accuracy(self.predict(images), labels)
 
-    def scores(
-        self, images: torch.Tensor, labels: torch.Tensor, groups: torch.Tensor | None = None
-    ) -> Scores:
-        """Return all scores of pictures (B, 3, 64, 64), see `compute_scores`."""
-        return compute_scores(self.predict(images), labels, groups)
-
 
 def save_weights(network: nn.Module, path: str | Path) -> None:
     """Write weights as safetensors: matrices in float16, the few others as they are."""
@@ -165,13 +170,13 @@ def top_k_accuracy(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
     Raises:
         ValueError: Other shapes, or no label at all.
     """
-    counts = _count(probabilities, labels)
-    return float(counts["hits"].sum() / counts["labels"].sum())
+    return int(top_k_hits(probabilities, labels).sum()) / int((labels > THRESHOLD).sum())
 
 
 def exact_set_accuracy(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
     """Return the share of pictures in which exactly the labels (B, 24) pass the threshold."""
-    return float(_count(probabilities, labels)["exact"].mean())
+    exact = ((probabilities >= THRESHOLD) == (labels > THRESHOLD)).all(1)
+    return int(exact.sum()) / len(exact)
 
 
 def per_label_recall(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -181,6 +186,52 @@ def per_label_recall(probabilities: torch.Tensor, labels: torch.Tensor) -> torch
     """
     wanted = labels > THRESHOLD
     return ((probabilities >= THRESHOLD) & wanted).sum(0) / wanted.sum(0)
+
+
+def top_k_hits(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return how many of its k labels are among each picture's k highest outputs, (B,).
+
+    Args:
+        probabilities: (B, 24).
+        labels: (B, 24) multi-hot.
+
+    Raises:
+        ValueError: Other shapes, or no label at all.
+    """
+    if probabilities.shape != labels.shape or labels.shape[1:] != (NUM_LABELS,):
+        raise ValueError(
+            f"outputs and labels must both be (B, {NUM_LABELS}), not "
+            f"{tuple(probabilities.shape)} and {tuple(labels.shape)}"
+        )
+    probabilities, wanted = probabilities.detach().cpu(), labels.cpu() > THRESHOLD
+    if not wanted.any():
+        raise ValueError("there is nothing to score: no picture has a label")
+    ranks = probabilities.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return ((ranks < wanted.sum(1, keepdim=True)) & wanted).sum(1)
+
+
+def label_ratios(
+    hits: torch.Tensor, seen: torch.Tensor, labels: torch.Tensor
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Return what each picture adds above and below the line of each of the `Scores`.
+
+    Args:
+        hits: (B,), see `top_k_hits`.
+        seen: (B, 24) bool, the labels whose probability is at least `THRESHOLD`.
+        labels: (B, 24) multi-hot, those asked for.
+
+    Returns:
+        By score two tensors (B,).
+    """
+    wanted = labels > THRESHOLD
+    right, num_seen, num_wanted = (seen & wanted).sum(1), seen.sum(1), wanted.sum(1)
+    return {
+        "top_k": (hits, num_wanted),
+        "exact_set": ((seen == wanted).all(1), torch.ones(len(labels))),
+        "precision": (right, num_seen),
+        "recall": (right, num_wanted),
+        "f1": (2 * right, num_seen + num_wanted),
+    }
 
 
 def compute_scores(
@@ -197,49 +248,14 @@ def compute_scores(
     Raises:
         ValueError: Other shapes, or no label at all.
     """
-    count = _count(probabilities, labels)
-    pairs = {
-        "top_k": (count["hits"], count["labels"]),
-        "exact_set": (count["exact"], np.ones(len(labels))),
-        "precision": (count["right"], count["seen"]),
-        "recall": (count["right"], count["labels"]),
-        "f1": (2 * count["right"], count["seen"] + count["labels"]),
-    }
-    return Scores(
-        num_pictures=len(labels),
-        num_conditions=len(labels) if groups is None else len(np.unique(groups)),
-        num_labels=int(count["labels"].sum()),
-        **{name: share(*pair, groups) for name, pair in pairs.items()},
-    )
+    hits, seen = top_k_hits(probabilities, labels), probabilities.detach().cpu() >= THRESHOLD
+    return Scores.of(label_ratios(hits, seen, labels.cpu()), groups)
 
 
 def default_weights(root: str | Path | None = None) -> Path:
     """Return the weights that `Evaluator.load()` takes for a data folder, see `resolve_root`."""
     course = resolve_root(root) / "checkpoint.pth"
     return course if course.exists() else WEIGHTS
-
-
-def _count(probabilities: torch.Tensor, labels: torch.Tensor) -> dict[str, np.ndarray]:
-    """Return per picture what the scores are ratios of, each (B,)."""
-    if probabilities.shape != labels.shape or labels.shape[1:] != (NUM_LABELS,):
-        raise ValueError(
-            f"outputs and labels must both be (B, {NUM_LABELS}), not "
-            f"{tuple(probabilities.shape)} and {tuple(labels.shape)}"
-        )
-    probabilities, wanted = probabilities.detach().cpu(), labels.detach().cpu() > THRESHOLD
-    if not wanted.any():
-        raise ValueError("there is nothing to score: no picture has a label")
-    sizes = wanted.sum(1)
-    ranks = probabilities.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    seen = probabilities >= THRESHOLD
-    counts = {
-        "hits": ((ranks < sizes[:, None]) & wanted).sum(1),
-        "labels": sizes,
-        "seen": seen.sum(1),
-        "right": (seen & wanted).sum(1),
-        "exact": (seen == wanted).all(1),
-    }
-    return {name: count.double().numpy() for name, count in counts.items()}
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:

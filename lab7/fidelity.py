@@ -6,9 +6,7 @@ copies of those it was trained on. Distances between what the auditor's network 
 """
 
 import contextlib
-import hashlib
-import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,11 +14,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lab7.auditor import FEATURES, Auditor
-from lab7.dataset import ICLEVRDataset, cache_folder
-from lab7.estimates import Estimate, share
+from lab7.dataset import ICLEVRDataset, cache_folder, data_hash
+from lab7.estimates import Estimate
 from lab7.files import write_atomically
 
-_GROUPS = 100  # of the jackknife, where pictures have no conditions in common
 _REAL_PICTURES = 2000  # that a set is compared with
 _Z = 1.959964  # 97.5 % quantile of the normal distribution
 
@@ -52,17 +49,25 @@ class RealPictures:
         self.sizes = dataset.conditions.sum(1).long()
         self.features = _cached_features(auditor, dataset.images)
 
-    def compare(self, images: Tensor, labels: Tensor, groups: Tensor | None = None) -> Fidelity:
-        """Say how near pictures (B, 3, 64, 64), asked to show labels (B, 24), are to these."""
+    def compare(
+        self, images: Tensor, labels: Tensor, groups: Tensor | None = None
+    ) -> tuple[Estimate | None, list[float]]:
+        """Return the kernel distance of pictures, and how far each is from the nearest of these.
+
+        Args:
+            images: (B, 3, 64, 64).
+            labels: (B, 24) multi-hot, what they should show.
+            groups: (B,), see `kernel_distance`.
+
+        Returns:
+            The first is None where `Fidelity` says so; the others are rounded to four digits.
+        """
         features = self.auditor.features(images)
-        nearest = nearest_distances(features, self.features)
         like = self._of_sizes(labels.sum(1).long())
-        estimate = share(nearest, torch.ones(len(nearest)), groups)
         comparable = len(images if groups is None else groups.unique()) > 2 and len(like) > 1
-        return Fidelity(
-            kernel_distance(features, self.features[like], groups) if comparable else None,
-            replace(estimate, hits=None, total=None),
-        )
+        kernel = kernel_distance(features, self.features[like], groups) if comparable else None
+        nearest = nearest_distances(features, self.features)
+        return kernel, [round(distance, 4) for distance in nearest.tolist()]
 
     def _of_sizes(self, sizes: Tensor) -> Tensor:
         """Draw rows whose numbers of objects are spread as `sizes`, always the same."""
@@ -82,34 +87,34 @@ def kernel_distance(x: Tensor, y: Tensor, groups: Tensor | None = None) -> Estim
 
     The squared maximum mean discrepancy with the kernel (a·b/d + 1)³, without bias, so that it is 0
     on average, and may be below, for two sets of the same kind (Bińkowski et al., “Demystifying MMD
-    GANs”, 2018, eq. 4). The interval is the jackknife's over groups of x; y counts as given.
+    GANs”, 2018, eq. 4). Pictures of one condition are more alike than independent ones, so pairs of
+    them do not count. The interval is the jackknife's over groups of x; y counts as given.
 
     Args:
         x: (N, d), of the pictures that are judged.
         y: (M, d), of real pictures.
-        groups: (N,) integers; pictures with the same number share a condition and are left out
-            together. None: up to 100 groups of neighbors.
+        groups: (N,) integers; pictures with the same number share a condition. None: every picture
+            has its own.
 
     Raises:
         ValueError: Fewer than three groups, or fewer than two pictures in y.
     """
-    if groups is None:
-        groups = torch.arange(len(x)) * min(_GROUPS, len(x)) // max(1, len(x))
-    _, rows = torch.as_tensor(groups).unique(return_inverse=True)
-    count = int(rows.max()) + 1 if len(rows) else 0
+    groups = torch.arange(len(x)) if groups is None else groups
+    _, rows, sizes = groups.unique(return_inverse=True, return_counts=True)
+    count = len(sizes)
     if count < 3 or len(y) < 2:
         raise ValueError(
             f"a kernel distance needs three groups and two real pictures, not {count} and {len(y)}"
         )
-    x, y = x.double(), y.double()
+    x, y, n = x.double(), y.double(), len(x)
     within_y = _kernel(y, y).fill_diagonal_(0).sum() / (len(y) * (len(y) - 1))
-    within, across = _kernel(x, x).fill_diagonal_(0), _kernel(x, y).mean(1)
-    member = torch.nn.functional.one_hot(rows, count).double()
-    sizes = len(x) - member.sum(0)  # without a group, as all that follows but the value
-    pairs = within.sum() - 2 * member.T @ within.sum(1) + (member * (within @ member)).sum(0)
-    others = pairs / (sizes * (sizes - 1)) - 2 * (across.sum() - member.T @ across) / sizes
-    whole = within.sum() / (len(x) * (len(x) - 1)) - 2 * across.mean()
-    error = ((count - 1) / count * (others - others.mean()).square().sum()).sqrt()
+    others = _kernel(x, x).masked_fill(rows == rows[:, None], 0).sum(1)
+    pairs, across = rows.bincount(others), rows.bincount(_kernel(x, y).mean(1))  # by group
+    whole = pairs.sum() / (n**2 - sizes.square().sum()) - 2 * across.sum() / n
+    left = n - sizes  # pictures without a group, as is all that follows
+    within = (pairs.sum() - 2 * pairs) / (left**2 - sizes.square().sum() + sizes**2)
+    parts = within - 2 * (across.sum() - across) / left
+    error = ((count - 1) / count * (parts - parts.mean()).square().sum()).sqrt()
     value, margin = float(whole + within_y), _Z * float(error)
     return Estimate(value, value - margin, value + margin)
 
@@ -133,11 +138,8 @@ def nearest_distances(x: Tensor, y: Tensor) -> Tensor:
 
 def _cached_features(auditor: Auditor, images: Tensor) -> Tensor:
     """Return the features of pictures (N, 3, 64, 64) uint8, from the cache where it has them."""
-    key = hashlib.sha256()
-    for weight in auditor.network.state_dict().values():
-        key.update(weight.cpu().contiguous().numpy())
-    key.update(zlib.crc32(images.contiguous().numpy()).to_bytes(4, "little"))
-    path = cache_folder() / f"features-{key.hexdigest()[:32]}.npy"
+    weights = torch.cat([x.flatten().cpu() for x in auditor.network.state_dict().values()])
+    path = cache_folder() / f"features-{data_hash(images, weights)[:32]}.npy"
     try:
         features = torch.from_numpy(np.load(path))
         if features.shape == (len(images), FEATURES):

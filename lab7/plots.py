@@ -251,14 +251,14 @@ def loss_by_level(log: Sequence[Mapping[str, Any]]) -> Chart:
 @styled
 def accuracy_dots(
     rows: Mapping[str, Mapping[str, Any]],
-    published: Mapping[str, Mapping[str, float]] | None = None,
+    published: Mapping[str, Mapping[str, Any]] | None = None,
     splits: Sequence[str] = ("test", "new_test"),
 ) -> Chart:
     """Compare accuracies, one row a generator and one panel a condition file.
 
     Args:
         rows: By name and split, estimates (`value`, `low`, `high`) measured here.
-        published: By name and split, what others report: single values without an interval.
+        published: By name and split, estimates of what others report.
         splits: The panels.
     """
     published = published or {}
@@ -266,18 +266,14 @@ def accuracy_dots(
     chart, panels = make_panels(0.75 + 0.26 * len(names), len(splits), sharey=True, sharex=True)
     heights = {name: -index for index, name in enumerate(names)}
     for axes, split in zip(panels, splits, strict=True):
-        found = {name: row[split] for name, row in published.items() if split in row}
-        axes.plot(
-            list(found.values()), [heights[name] for name in found],
-            "D", color=ORANGE, mfc="white", label="published",
-        )  # fmt: skip
-        own = {name: row[split] for name, row in rows.items() if split in row}
-        interval_dots(
-            axes,
-            list(own.values()),
-            [heights[name] for name in own],
-            label="measured here, 95 % interval",
-        )
+        for source, label, color, marker in (
+            (published, "published", ORANGE, "D"),
+            (rows, "measured here", BLUE, "o"),
+        ):
+            found = {name: row[split] for name, row in source.items() if split in row}
+            if found:
+                places = [heights[name] for name in found]
+                interval_dots(axes, list(found.values()), places, label, color, marker)
         axes.set(title=split, xlabel="accuracy")
     panels[0].set_xlim(right=1.004)
     panels[0].set_ylim(0.6 - len(names), 0.6)

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lab7.estimates import Estimate, wilson
 from lab7.files import read_json, write_atomically
 
 RESULTS_DIR = Path(__file__).resolve().parent.parent / "report" / "results"
@@ -156,6 +157,18 @@ def published() -> dict[str, Any]:
     return read_json(RESULTS_DIR / "published.json")
 
 
+def original_scores() -> dict[str, dict[str, Estimate]]:
+    """Return the original report's accuracies by experiment and condition file.
+
+    Each is of one draw, so the interval is Wilson's for the objects of the file.
+    """
+    original = published()["original"]
+    return {
+        name: {k: wilson(round(row[k] * n), n) for k, n in original["objects"].items()}
+        for name, row in original["experiments"].items()
+    }
+
+
 def environment() -> dict[str, Any]:
     """Return where a number comes from: versions, commit, machine, date (UTC).
 
@@ -215,10 +228,18 @@ def _plain(value: Any) -> Any:
 
 
 def _dump(value: Any) -> str:
+    """Write JSON, each innermost list on one line."""
     try:
-        return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"a record cannot hold this: {error}") from None
+    # A line break is always layout: within a string JSON writes it as an escape.
+    return re.sub(r"\[\n[^\[\]{}]*\n *\]", _one_line, text) + "\n"
+
+
+def _one_line(match: re.Match) -> str:
+    lines = match[0].split("\n")
+    return "[" + " ".join(line.lstrip() for line in lines[1:-1]) + "]"
 
 
 def _record_names(root: Path) -> list[str]:

@@ -30,10 +30,20 @@ from lab7.dataset import (
     named_conditions,
     resolve_root,
 )
+from lab7.estimates import Estimate
 from lab7.experiments import EXPERIMENTS
 from lab7.files import read_json, require_no_file, write_atomically
 from lab7.labels import LABELS
-from lab7.records import RESULTS_DIR, Record, published, read_log, read_record, read_records
+from lab7.records import (
+    RESULTS_DIR,
+    Record,
+    original_scores,
+    published,
+    read_log,
+    read_record,
+    read_records,
+)
+from lab7.scoring import label_names
 from workshop.judges import plots as judge_plots
 
 HERE = Path(__file__).resolve().parent
@@ -123,7 +133,7 @@ def draw_figures(records: dict[str, Record], results: Path, data: Path, folder: 
     for name in SCORED:
         conditions = named_conditions(name, data)
         sheet = results / "ours" / f"{name}.png"
-        charts[f"{name}.webp"] = draw_grid(sheet, conditions, ours.get(f"{name}.seen"))
+        charts[f"{name}.webp"] = draw_grid(sheet, conditions, seen_labels(ours, name))
     if "evaluator" in records:
         charts |= draw_evaluator(records["evaluator"], judge_results("evaluator", results))
     if "judges" in records:
@@ -179,6 +189,13 @@ def draw_grid(
     return plots.picture_grid(pictures[shown], conditions[shown], seen[shown])
 
 
+def seen_labels(record: Record, name: str) -> list[list[str]]:
+    """Return the labels that the evaluator sees in each picture of a set."""
+    if "seen" in record.get(name):  # records of before every picture's verdict was kept
+        return record.get(f"{name}.seen")
+    return label_names(record.get(f"{name}.pictures.seen"))
+
+
 def draw_accuracy(records: dict[str, Record]) -> plots.Chart:
     """Compare what was measured here with what others report."""
     names = {"ours": "this model"} | {name: name.replace("-", ": ", 1) for name in ORIGINAL}
@@ -187,10 +204,11 @@ def draw_accuracy(records: dict[str, Record]) -> plots.Chart:
         for name, label in names.items()
         if name in records
     }
-    figures = {names[n]: row for n, row in published()["original"]["experiments"].items()}
-    peers = published()["peers"]
-    figures["peers: best"] = peers["best_unguided"]
-    figures["peers: evaluator guides"] = peers["best_guided"]
+    figures = {names[name]: row for name, row in original_scores().items()}
+    peers = {"best_unguided": "peers: best", "best_guided": "peers: evaluator guides"}
+    for key, label in peers.items():
+        row = published()["peers"][key]
+        figures[label] = {split: Estimate(row[split], None, None) for split in SCORED}
     return plots.accuracy_dots(measured, figures)
 
 
@@ -216,18 +234,18 @@ def write_readme(records: dict[str, Record], readme: Path) -> None:
 
 def accuracy_table(records: dict[str, Record]) -> str:
     """Write the accuracies of this model and of others as Markdown, with how they came about."""
-    ours, others = records["ours"], published()
-    experiments = others["original"]["experiments"].values()
-    best = max(experiments, key=lambda row: row["test"] + row["new_test"])
+    ours, other = records["ours"], published()["peers"]["best_unguided"]
+    peer = {split: Estimate(other[split], None, None) for split in SCORED}
+    best = max(original_scores().values(), key=lambda row: sum(row[x].value for x in SCORED))
     splits = (*SCORED, "unseen")
     rows = [
         ["**this model**", *(plots.interval_text(ours.get(f"{x}.scores.top_k")) for x in splits)]
     ]
     for name, row in {
         "original report, best of its experiments": best,
-        "best public repository without the evaluator's help": others["peers"]["best_unguided"],
+        "best public repository without the evaluator's help": peer,
     }.items():
-        rows.append([name, *(f"{row[x]:.3f}" if x in row else "–" for x in splits)])
+        rows.append([name, *(plots.interval_text(row[x]) if x in row else "–" for x in splits)])
     header = ["accuracy", "`test`", "`new_test`", "`unseen`: triples never trained on"]
     minutes = ours.get("training.seconds") / 60
     spent = f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
@@ -237,7 +255,8 @@ def accuracy_table(records: dict[str, Record]) -> str:
         f"trained for {spent} on {ours.get('training.machine')}. Its pictures, "
         f"{ours.get('test.repetitions')} of each condition, none chosen, took "
         f"{ours.get('test.num_inference_steps')} steps each; in brackets 95 % intervals. The other "
-        "rows are as published: another evaluator, the course's conditions, one draw. Counted by "
+        "rows are as published: another evaluator, the course's conditions, one draw, with the "
+        "interval of as many independent objects. Counted by "
         "the independent auditor, "
         f"{exact[0]:.1%} and {exact[1]:.1%} of the pictures for `test` and `new_test` show exactly "
         "the objects asked for, each once, and nothing else."
@@ -260,6 +279,10 @@ def gather(
         "author": author,
         "records": list(records),
         "published": published(),
+        "original": {
+            name: {split: dataclasses.asdict(estimate) for split, estimate in row.items()}
+            for name, row in original_scores().items()
+        },
         "training_set": count_pictures(list(read_json(data / "train.json").values())),
         "sets": {name: count_conditions(named_conditions(name, data)) for name in CONDITION_FILES},
         "experiments": {name: dataclasses.asdict(EXPERIMENTS[name]) for name in ORIGINAL},

@@ -146,6 +146,9 @@ def test_all_right_gives_wilsons_interval(verdicts):
     scores = compute_scores(labels, labels)
     assert (scores.exact_set.value, scores.exact_set.high) == (1, 1)
     assert scores.exact_set.low == pytest.approx(40 / (40 + 1.959964**2))
+    grouped = compute_scores(labels, labels, torch.arange(40) % 8).exact_set
+    assert (grouped.hits, grouped.total) == (40, 40)
+    assert grouped.low == pytest.approx(8 / (8 + 1.959964**2)), "eight conditions, not 40"
     wrong = compute_scores(1 - labels, labels).exact_set
     assert (wrong.value, wrong.low) == (0, 0)
     assert wrong.high == pytest.approx(1 - scores.exact_set.low)

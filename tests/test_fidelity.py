@@ -41,12 +41,36 @@ def test_kernel_distance_grows_with_the_difference():
     assert poor.value > 10 * near.value, "the same picture over and over"
 
 
-def test_pictures_of_a_condition_are_left_out_together():
-    x = normal(20, 0).repeat_interleave(10, 0) + 0.01 * normal(200, 1)
-    alone = kernel_distance(x, normal(500, 2))
-    grouped = kernel_distance(x, normal(500, 2), torch.arange(20).repeat_interleave(10))
-    assert alone.value == grouped.value
-    assert grouped.high - grouped.low > 1.2 * (alone.high - alone.low)
+def repeated(seed):
+    """Eight pictures of each of 20 conditions, alike within, and pictures of other conditions."""
+    groups = torch.arange(20).repeat(8)
+    x = 0.8 * normal(20, 3 * seed)[groups] + 0.6 * normal(160, 3 * seed + 1)
+    return x, normal(900, 3 * seed + 2), groups
+
+
+def test_kernel_distance_of_repeated_conditions_has_no_bias_and_its_interval_covers():
+    found = [kernel_distance(*repeated(seed)) for seed in range(60)]
+    values = torch.tensor([estimate.value for estimate in found])
+    assert values.mean().abs() < 3 * values.std() / 60**0.5
+    assert sum(estimate.low <= 0 <= estimate.high for estimate in found) >= 50
+    alone = torch.tensor([kernel_distance(*repeated(seed)[:2]).value for seed in range(60)])
+    assert alone.mean() > 3 * alone.std() / 60**0.5, "pairs of a condition are more alike"
+
+
+def test_pairs_and_jackknife_are_over_conditions():
+    x, y, groups = normal(9, 0), normal(7, 1), torch.tensor([4, 4, 4, 4, 0, 0, 7, 7, 9])
+
+    def distance(rows):
+        k = (x[rows].double() @ x[rows].double().T / 6 + 1) ** 3
+        apart = groups[rows][:, None] != groups[rows]
+        yy = ((y.double() @ y.double().T / 6 + 1) ** 3).fill_diagonal_(0).sum() / 42
+        return k[apart].mean() + yy - 2 * ((x[rows].double() @ y.double().T / 6 + 1) ** 3).mean()
+
+    found = kernel_distance(x, y, groups)
+    assert found.value == pytest.approx(float(distance(torch.arange(9))))
+    without = torch.stack([distance((groups != g).nonzero()[:, 0]) for g in groups.unique()])
+    error = (3 / 4 * (without - without.mean()).square().sum()).sqrt()
+    assert found.high - found.value == pytest.approx(1.959964 * float(error))
 
 
 def test_too_few_pictures_have_no_distance():
@@ -74,18 +98,18 @@ def real(embedded_root):
 
 def test_copies_and_other_pictures_are_told_apart(real, embedded_root):
     dataset = ICLEVRDataset(embedded_root)
-    copies = real.compare(dataset.images, dataset.conditions)
-    assert copies.nearest_distance.value == pytest.approx(0, abs=1e-3)
+    copied, nearest = real.compare(dataset.images, dataset.conditions)
+    assert max(nearest) == pytest.approx(0, abs=1e-3)
     noise = torch.randint(0, 256, (6, 3, 64, 64), generator=torch.Generator().manual_seed(0)).byte()
-    others = real.compare(noise, dataset.conditions[:6])
-    assert others.nearest_distance.low > 100 * copies.nearest_distance.value
-    assert others.kernel_distance.value > copies.kernel_distance.value
+    other, distances = real.compare(noise, dataset.conditions[:6])
+    assert min(distances) > 100 * max(nearest)
+    assert other.value > copied.value
 
 
 def test_numbers_of_objects_that_training_lacks_have_no_kernel_distance(real):
     images, labels = torch.zeros(2, 3, 64, 64), torch.eye(24).repeat(2, 1).view(2, 24, 24)[:, :4]
-    found = real.compare(images, labels.sum(1))
-    assert found.kernel_distance is None and found.nearest_distance.value > 0
+    kernel, nearest = real.compare(images, labels.sum(1))
+    assert kernel is None and min(nearest) > 0
 
 
 def test_real_pictures_have_as_many_objects(real):

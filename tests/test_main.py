@@ -96,7 +96,8 @@ def test_evaluate_prints_a_table_and_shows_failures(run, tiny, tmp_path, embedde
     for name in (*shares, "exact scene", "extra", "missing", "swapped", "doubled", "other"):
         assert re.search(r"\d\.\d{4} \[\d\.\d{3}, \d\.\d{3}\] \d+/\d+$", rows[name]), name
     assert "kernel distance" in rows and "nearest distance" in rows
-    assert "4 pictures of mine failed" in out and (tmp_path / "f" / "mine.png").exists()
+    assert "4 pictures of file-mine failed" in out
+    assert (tmp_path / "f" / "file-mine.png").exists()
 
 
 def test_evaluate_and_sweep_write_records(run, tiny, tmp_path, monkeypatch, embedded_root):
@@ -107,12 +108,25 @@ def test_evaluate_and_sweep_write_records(run, tiny, tmp_path, monkeypatch, embe
     assert code == 0 and out.splitlines()[0].split() == [*CONDITION_FILES]
     record = read_record("mine", tmp_path)
     assert record.get("test.scores.num_pictures") == record.get("test.audit.num_pictures") == 2
-    assert len(record.get("test.counted")) == 2
+    assert len(record.get("test.pictures.counted")) == 2
     assert record.get("test.fidelity.nearest_distance.value") > 0
     code, out, _ = run("sweep", "--guidance", 1, 2, "--steps", 1, "--schedulers", "ddim", *given)
     record = read_record("sweep", tmp_path)
     assert code == 0 and out.splitlines()[-1] == f"best guidance {record.get('best_guidance'):g}"
     assert "audit" not in record.metrics["guidance"][0], "the auditor has no part in choices"
+
+
+def test_a_file_is_never_recorded_as_the_set_of_its_name(run, tiny, tmp_path, embedded_root):
+    path = tmp_path / "my" / "test.json"
+    path.parent.mkdir()
+    path.write_text('[["red cube"], ["gray sphere", "cyan cube"]]')
+    given = ["--conditions", path, "--data", embedded_root, "--failures", tmp_path / "f", *tiny]
+    given += ["--repetitions", 1, "--record", "mine", "--results", tmp_path]
+    code, out, _ = run("evaluate", *given)
+    assert code == 0 and out.splitlines()[0].split() == ["file-test"]
+    record = read_record("mine", tmp_path)
+    assert "test" not in record.metrics
+    assert record.get("file-test.pictures.conditions")[0] == ["red cube"]
 
 
 def test_what_needs_renders_says_where_they_come_from(run, tmp_path):

@@ -9,7 +9,7 @@ from PIL import Image
 from lab7 import plots
 from lab7.estimates import Estimate
 from lab7.labels import LABELS
-from lab7.records import published
+from lab7.records import original_scores, published
 from lab7.sampling import to_grid
 from workshop.judges import plots as judge_plots
 
@@ -58,7 +58,7 @@ CHARTS = {
     ),
     "accuracy_dots": lambda: plots.accuracy_dots(
         {"ours": {"test": ESTIMATE, "new_test": Estimate(0.8, None, None)}},
-        published()["original"]["experiments"],
+        original_scores(),
     ),
     "accuracy_by_epoch": lambda: plots.accuracy_by_epoch(
         published()["original"]["cosine_by_epoch"]
@@ -168,10 +168,11 @@ def test_published_figures_stand_beside_those_measured():
     chart = CHARTS["accuracy_dots"]()
     names = [text.get_text() for text in chart.axes[0].get_yticklabels()]
     assert names == ["ours", *published()["original"]["experiments"]]
-    diamonds = chart.axes[1].lines[0].get_xdata()
-    assert list(diamonds) == [
-        row["new_test"] for row in published()["original"]["experiments"].values()
-    ]
+    shown = chart.axes[1].containers[0]
+    estimates = [row["new_test"] for row in original_scores().values()]
+    assert list(shown.lines[0].get_xdata()) == [estimate.value for estimate in estimates]
+    spans = [segment[:, 0] for segment in shown.lines[2][0].get_segments()]
+    assert np.allclose(spans, [[estimate.low, estimate.high] for estimate in estimates])
 
 
 def test_heat_map_writes_each_value_and_leaves_gaps():

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from lab7.estimates import Estimate, aggregate
 from lab7.evaluator import compute_scores
 from lab7.records import (
     append_log,
     describe_machine,
     file_hash,
+    original_scores,
     published,
     read_log,
     read_record,
@@ -96,6 +96,16 @@ def test_environment_is_not_overwritten_by_a_metric(tmp_path):
         write_record("run", {}, {"environment": 1}, tmp_path)
 
 
+def test_a_list_stands_on_one_line(tmp_path):
+    words = ["a  [b\n  ]", "{c}", "d"]
+    metrics = {"seen": [[0, 12], [], [3]], "words": words, "rows": [{"x": [1, 2]}]}
+    folder = write_record("run", {}, metrics, tmp_path)
+    lines = [line.strip() for line in (folder / "metrics.json").read_text().splitlines()]
+    for line in ("[0, 12],", "[],", "[3]", '"x": [1, 2]'):
+        assert line in lines
+    assert read_record("run", tmp_path).metrics == metrics
+
+
 def test_log_grows_by_rows(tmp_path):
     path = tmp_path / "run" / "log.jsonl"
     append_log(path, {"step": 1, "loss": 0.5})
@@ -112,17 +122,6 @@ def test_broken_or_absent_log_is_named(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step"')
     with pytest.raises(ValueError, match="log.jsonl, line 2 is not JSON"):
         read_log(tmp_path / "log.jsonl")
-
-
-def test_aggregate_is_students_interval():
-    estimate = aggregate([0.8, 0.9, 0.85, 0.95])
-    error = np.std([0.8, 0.9, 0.85, 0.95], ddof=1) / 2
-    assert estimate.value == pytest.approx(0.875)
-    assert estimate.high - estimate.value == pytest.approx(3.182446 * error)
-    assert estimate.value - estimate.low == pytest.approx(3.182446 * error)
-    assert aggregate([0.5]) == Estimate(0.5, None, None)
-    with pytest.raises(ValueError, match="no values"):
-        aggregate([])
 
 
 def test_hash_of_a_folder_follows_names_and_contents(tmp_path):
@@ -149,6 +148,12 @@ def test_published_figures_are_whole_numbers_of_objects():
             assert objects == pytest.approx(round(objects), abs=1e-3)
     peers = [value for value in published()["peers"].values() if isinstance(value, dict)]
     assert all(peer["source"] for peer in peers)
+
+
+def test_original_scores_have_the_intervals_of_their_objects():
+    cosine = original_scores()["original-cosine"]
+    shown = {k: (e.hits, e.total, round(e.low, 3), round(e.high, 3)) for k, e in cosine.items()}
+    assert shown == {"test": (67, 72, 0.848, 0.97), "new_test": (82, 84, 0.917, 0.993)}
 
 
 def test_published_is_plain_json():

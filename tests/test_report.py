@@ -7,16 +7,15 @@ import torch
 from conftest import SCENES, scene_pictures, write_label_files
 from PIL import Image
 
-from lab7.auditor import compute_audit
 from lab7.dataset import to_float
-from lab7.estimates import Estimate, aggregate
-from lab7.evaluator import compute_scores
+from lab7.estimates import Estimate
+from lab7.evaluator import top_k_hits
 from lab7.experiments import get_experiment
 from lab7.fidelity import Fidelity
-from lab7.labels import LABELS, decode, encode, load_conditions
-from lab7.records import append_log, published, read_record, write_record
+from lab7.labels import LABELS, encode, load_conditions
+from lab7.records import append_log, original_scores, read_record, write_record
 from lab7.sampling import to_grid
-from lab7.scoring import compare_judges
+from lab7.scoring import Verdicts, score_verdicts
 from report import build as report_build
 from workshop.judges.evaluator_training import EvaluatorConfig
 from workshop.judges.examination import calibration
@@ -32,20 +31,24 @@ SETS = {
 
 
 def make_scores(conditions, errors, seed=0, repetitions=2):
-    """What `score_pipeline` would return for verdicts of which a share is wrong."""
+    """What `draw_and_judge` would return for verdicts of which a share is wrong."""
     rng = torch.Generator().manual_seed(seed)
-    labels = encode(conditions).repeat(repetitions, 1)
+    condition = list(range(len(conditions))) * repetitions
+    labels = encode(conditions)[condition]
     wrong = torch.rand(labels.shape, generator=rng) < errors
     noise = 0.2 * torch.rand(labels.shape, generator=rng)
     probabilities = (labels * 0.75 + noise) * ~wrong + (0.8 - labels * 0.6) * wrong
-    groups = torch.arange(len(conditions)).repeat(repetitions)
-    parts = list(zip(*(x.split(len(conditions)) for x in (probabilities, labels)), strict=True))
-    top_k = [compute_scores(*part).top_k.value for part in parts]
     seen = probabilities >= 0.5
     counts = seen + (torch.rand(labels.shape, generator=rng) < errors).long()
-    return {
-        "audit": compute_audit(counts, labels, groups),
-        "agreement": compare_judges(seen, counts, labels, groups),
+    verdicts = Verdicts(
+        [list(labels) for labels in conditions],
+        condition,
+        list(range(len(condition))),
+        top_k_hits(probabilities, labels).tolist(),
+        [row.nonzero()[:, 0].tolist() for row in seen],
+        [[i for i in range(24) for _ in range(row[i])] for row in counts.tolist()],
+    )
+    return score_verdicts(verdicts) | {
         "fidelity": Fidelity(
             None if max(map(len, conditions)) > 3 else Estimate(0.0123, 0.0112, 0.0134),
             Estimate(1.234, 1.222, 1.246),
@@ -53,13 +56,10 @@ def make_scores(conditions, errors, seed=0, repetitions=2):
         "num_inference_steps": 20,
         "guidance_scale": 3.0,
         "scheduler": "sde-dpmsolver++",
+        "timesteps": list(range(950, -1, -50)),
         "repetitions": repetitions,
         "first_seed": 0,
-        "scores": compute_scores(probabilities, labels, groups),
-        "top_k": aggregate(top_k),
-        "exact_set": aggregate([compute_scores(*part).exact_set.value for part in parts]),
-        "top_k_per_repetition": top_k,
-        "seen": decode(seen[: len(conditions)]),
+        "pictures": verdicts,
     }
 
 
@@ -260,8 +260,9 @@ def test_report_says_what_the_records_say(report, results):
         assert "{value:.3f} ({low:.3f}–{high:.3f})".format(**estimate) in page, (name, key)
     assert page.count("45.60 (40.00–50.00)") == 5, "kernel distances are written a thousandfold"
     assert "6.54 million parameters" in page and "0.0123" in page and "10,000 steps" in page
-    for row in published()["original"]["experiments"].values():
-        assert f"<td>{row['test']:.3f}</td><td>{row['new_test']:.3f}</td>" in page
+    for row in original_scores().values():
+        written = (f"{e.value:.3f} ({e.low:.3f}–{e.high:.3f})" for e in row.values())
+        assert "".join(f"<td>{text}</td>" for text in written) in page
     # Four of the original's experiments have no record, each stands in two columns.
     assert page.count("<td>not run here</td>") == 8
 
@@ -282,7 +283,10 @@ def test_readme_table_says_what_the_records_say(results, tmp_path):
             )
             in text
         )
-    assert "| 0.931 | 0.976 | – |" in text and "| 0.972 | 0.964 | – |" in text
+    assert (
+        "| 0.931 (0.848–0.970) | 0.976 (0.917–0.993) | – |" in text
+        and "| 0.972 | 0.964 | – |" in text
+    )
     assert "trained for 3.0 hours on a processor of two cores" in text
     exact = read_record("ours", results).get("new_test.audit.exact_scene.value")
     assert f" and {exact:.1%} of the pictures for `test` and `new_test` show exactly" in text
@@ -333,7 +337,7 @@ def test_missing_key_is_named(work, file, parent, key, message):
     ("name", "key", "message"),
     [
         ("sweep", None, "no record 'sweep'"),
-        ("ours", "test.seen", "record 'ours' has no 'test.seen'"),
+        ("ours", "test.pictures", "record 'ours' has no 'test.pictures.seen'"),
     ],
 )
 def test_missing_result_leaves_nothing_behind(results, data, tmp_path, name, key, message):
@@ -342,7 +346,7 @@ def test_missing_result_leaves_nothing_behind(results, data, tmp_path, name, key
     if key is None:
         shutil.rmtree(broken / name)
     else:
-        edit_json(broken / name / "metrics.json", lambda metrics: metrics["test"].pop("seen"))
+        edit_json(broken / name / "metrics.json", lambda metrics: metrics["test"].pop("pictures"))
     with pytest.raises(ValueError, match=message):
         report_build.build(tmp_path / "report", broken, data)
     assert not (tmp_path / "report").exists()

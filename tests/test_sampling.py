@@ -9,22 +9,16 @@ import torch
 from PIL import Image
 
 from lab7.auditor import Auditor, AuditorNetwork
+from lab7.dataset import ICLEVRDataset, data_hash
 from lab7.diffusion import scheduler_name
 from lab7.evaluator import Evaluator, build_network
-from lab7.labels import encode
+from lab7.fidelity import RealPictures
 from lab7.pipeline import load_pipeline, to_pil
 from lab7.plots import split_grid
-from lab7.recording import record_generator, record_sweep
+from lab7.recording import record_generator, record_sweep, recorded_verdicts
 from lab7.records import file_hash, read_record
 from lab7.sampling import denoising_frames, to_grid, write_samples
-from lab7.scoring import (
-    compare_judges,
-    failed_pictures,
-    score_pipeline,
-    score_sets,
-    score_table,
-    scores,
-)
+from lab7.scoring import Verdicts, draw_and_judge, score_verdicts
 
 CONDITIONS = [("red cube",), ("blue sphere", "gray cylinder"), ("cyan cube", "cyan sphere")]
 
@@ -97,59 +91,15 @@ def test_grid_of_one_picture_has_its_border_too():
     assert sheet.size == (68, 68) and len(split_grid(sheet)) == 1
 
 
-def test_score_pipeline_scores_what_the_seeds_give(pipeline, evaluator):
-    metrics, images = score_pipeline(
-        pipeline, evaluator, CONDITIONS, repetitions=2, first_seed=10, progress=False
-    )
-    assert images.shape == (6, 3, 64, 64)
-    again = pipeline(CONDITIONS, seeds=[13, 14, 15], output_type="pt", progress=False).images
-    assert torch.allclose(images[3:], again, atol=1e-4)
-    assert metrics["scores"].num_pictures == 6 and metrics["scores"].num_conditions == 3
-    assert metrics["top_k"].value == pytest.approx(np.mean(metrics["top_k_per_repetition"]))
-    pooled = metrics["scores"].top_k.value
-    assert pooled == pytest.approx(metrics["top_k"].value), "equal sizes: the mean is the pool"
-    assert metrics["guidance_scale"] == pipeline.config.guidance_scale
-
-
-def test_scores_are_those_of_both_judges(evaluator, auditor):
-    images = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    found = scores(images, CONDITIONS, evaluator, auditor)
-    labels, groups = encode(CONDITIONS).repeat(2, 1), torch.arange(3).repeat(2)
-    assert found["scores"] == evaluator.scores(images, labels, groups)
-    assert found["audit"] == auditor.audit(images, labels, groups)
-    assert len(found["seen"]) == len(found["counted"]) == 6 and "fidelity" not in found
-    lines = score_table({"mine": found}).splitlines()
-    assert lines[0].split() == ["mine"] and lines[1].split() == ["pictures", "6"]
-    assert [line.split("  ")[0] for line in lines[3:]] == [
-        "top-k", "exact set", "precision", "recall", "F1",
-        "exact scene", "extra", "missing", "swapped", "doubled", "other",
-        "same labels", "both right", "evaluator alone", "auditor alone", "both wrong",
-    ]  # fmt: skip
-    with pytest.raises(ValueError, match="5 pictures do not fit 3 conditions"):
-        scores(images[:5], CONDITIONS, evaluator, auditor)
-    with pytest.raises(ValueError, match="6 pictures do not fit 0 conditions"):
-        scores(images, [], evaluator, auditor)
-
-
-def test_judges_agree_where_they_say_the_same():
-    labels = encode([["red cube"]] * 4)
-    seen = encode([["red cube"], ["red cube"], ["gray cube"], []]) > 0
-    counts = encode([["red cube"], ["red cube"], ["red cube"], ["blue cube"]]).long()
-    counts[1] *= 2
-    found = compare_judges(seen, counts, labels, torch.arange(4))
-    assert found.same_labels.hits == 2
-    kinds = (found.both_right, found.evaluator_alone, found.auditor_alone, found.both_wrong)
-    assert [kind.hits for kind in kinds] == [1, 1, 1, 1]
-
-
 def test_record_generator_keeps_scores_pictures_and_log(
-    pipeline, saved_pipeline, evaluator, auditor, tmp_path
+    pipeline, saved_pipeline, evaluator, auditor, embedded_root, tmp_path
 ):
     run = tmp_path / "run"
     shutil.copytree(saved_pipeline, run / "pipeline")
     (run / "config.json").write_text('{"num_steps": 4}')
     (run / "environment.json").write_text(
-        '{"machine": "mine", "date": "2026-01-01", "git_commit": null, "python": "3"}'
+        '{"machine": "mine", "date": "2026-01-01", "git_commit": null, "python": "3", '
+        '"packages": {"torch": "1"}, "precision": "bfloat16", "data_sha256": "abc"}'
     )
     row = {"step": 4, "images": 16, "loss": 0.5, "seconds": 2.0}
     (run / "log.jsonl").write_text(json.dumps(row) + "\n")
@@ -158,8 +108,15 @@ def test_record_generator_keeps_scores_pictures_and_log(
     for step, images in rows.items():
         to_grid(images, columns=7).save(run / "samples" / f"step-{step:08d}.png")
     sets = {"test": CONDITIONS, "valid": CONDITIONS[:2]}
-    scored = score_sets(pipeline, evaluator, auditor, None, sets, 2)
-    record_generator("mine", pipeline, evaluator, scored, run / "pipeline", tmp_path / "results")
+    dataset = ICLEVRDataset(embedded_root)
+    real = RealPictures(auditor, dataset)
+    scored = {
+        name: draw_and_judge(pipeline, conditions, evaluator, auditor, real, 2)
+        for name, conditions in sets.items()
+    }
+    record_generator(
+        "mine", pipeline, evaluator, scored, run / "pipeline", tmp_path / "results", embedded_root
+    )
     folder = tmp_path / "results" / "mine"
     names = {"config.json", "metrics.json", "log.jsonl"}
     assert {path.name for path in folder.iterdir()} == names | {
@@ -176,23 +133,30 @@ def test_record_generator_keeps_scores_pictures_and_log(
         assert np.abs(row / 127.5 - 1 - rows[step].numpy()).max() < 0.01
     assert metrics["test"]["scores"]["num_pictures"] == 6
     assert metrics["test"]["audit"]["num_conditions"] == 3
-    assert [len(metrics["test"][name]) for name in ("seen", "counted")] == [3, 3]
+    noted = ("packages", "precision", "data_sha256")
+    assert [metrics["training"][key] for key in noted] == [{"torch": "1"}, "bfloat16", "abc"]
+    assert metrics["data_sha256"] == data_hash(dataset.images, dataset.conditions)
+    times = metrics["test"]["timesteps"]
+    assert len(times) == metrics["test"]["num_inference_steps"] and times == sorted(times)[::-1]
     assert len(metrics["environment"]["weights_sha256"]) == 64
-
-
-def test_failed_pictures_are_those_not_exactly_as_asked():
-    conditions = [("red cube", "gray cube"), ("cyan cube",)]
-    counted = [("gray cube", "red cube"), ("cyan cube", "cyan cube"), ("red cube",), ("cyan cube",)]
-    assert failed_pictures(conditions, counted) == [1, 2]
+    record = read_record("mine", tmp_path / "results")
+    for name, (found, _) in scored.items():
+        verdicts = recorded_verdicts(record, name)
+        assert verdicts == found["pictures"] and len(verdicts.seen) == 2 * len(sets[name])
+        again = score_verdicts(verdicts)
+        assert [again[part] for part in ("scores", "audit", "agreement")] == [
+            found[part] for part in ("scores", "audit", "agreement")
+        ]
+        assert again["fidelity"].nearest_distance == found["fidelity"].nearest_distance
 
 
 def test_record_sweep_tries_the_rest_at_the_best_guidance(
-    pipeline, saved_pipeline, evaluator, tmp_path
+    pipeline, saved_pipeline, evaluator, embedded_root, tmp_path
 ):
     mine = shutil.copytree(saved_pipeline, tmp_path / "pipeline")
     tried = ((2.0, 1.0), (1,), ("DDIMScheduler", "dpmsolver++"))
     metrics = record_sweep(
-        "s", pipeline, evaluator, CONDITIONS[:1], *tried, 1, mine, tmp_path, keep=True
+        "s", pipeline, evaluator, CONDITIONS, *tried, 2, mine, tmp_path, True, embedded_root
     )
 
     def rows(name):
@@ -208,4 +172,8 @@ def test_record_sweep_tries_the_rest_at_the_best_guidance(
     assert rows("schedulers") == [("ddim", best, own), ("dpmsolver++", best, own)]
     assert load_pipeline(mine, "cpu").config.guidance_scale == best
     record = read_record("s", tmp_path)
+    verdicts = Verdicts(**record.get("schedulers")[0]["pictures"])
+    again = score_verdicts(verdicts)["scores"]
+    assert (again.top_k, again.num_pictures) == (metrics["schedulers"][0]["top_k"], 6)
+    assert verdicts.counted is None, "the auditor has no part in choices"
     assert record.environment["weights_sha256"] == file_hash(mine)

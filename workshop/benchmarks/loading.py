@@ -5,6 +5,7 @@ normalises it, a DataLoader makes batches of it, with and without worker process
 embedded pictures enlarged: they have no grain, so they decode faster than the course's.
 """
 
+import dataclasses
 import subprocess
 import sys
 import tempfile
@@ -17,8 +18,9 @@ import tyro
 from torch import Tensor
 
 from lab7.dataset import DATA_DIR, ICLEVRDataset, to_float
+from lab7.experiments import TrainConfig
 from lab7.records import describe_machine
-from lab7.training import PictureOrder
+from lab7.training import Batches
 from workshop.benchmarks.png_files import PNGFolder, write_pngs
 
 WORKERS = (0, 2)
@@ -65,9 +67,10 @@ def main(
 
 def our_epoch(dataset: ICLEVRDataset, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
     """Yield an epoch of batches as the training makes them."""
-    order = PictureOrder(len(dataset), batch_size, 0, torch.device("cpu"))
+    config = dataclasses.replace(TrainConfig(), batch_size=batch_size)
+    batches = Batches(config, dataset, torch.device("cpu"))
     for step in range(len(dataset) // batch_size):
-        rows = order(step)
+        rows = batches.rows(step)
         yield to_float(dataset.images[rows]), dataset.conditions[rows]
 
 
@@ -85,7 +88,7 @@ def measure_peak(data: str | None, batch_size: int) -> float:
     """
     folder = str(Path(data).resolve()) if data else ""
     command = [sys.executable, "-c", PEAK, folder, str(batch_size)]
-    root = DATA_DIR.parent  # where the packages are found
+    root = DATA_DIR.parent  # where workshop is found
     output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root).stdout
     return 1.024e-3 * int(output)
 

@@ -3,8 +3,8 @@
 Both train the same UNet, the original's with half the channels (on a GPU its baseline at full
 size), in batches of 64. The reference reads 320×240 PNGs with PIL, in a DataLoader of two workers,
 and computes step by step, channels first: in float32 on a processor, under float16 autocast on a
-GPU. Ours are the defaults of `lab7.training` for the device. Each has a process of its own, whose
-peak memory is told, and they work in turn.
+GPU. Ours is `lab7.training.train` with its defaults for the device, timed by its own log. They run
+in turn, each time in a process of its own, whose peak memory is told.
 """
 
 import dataclasses
@@ -13,22 +13,25 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
 from diffusers import DDPMScheduler
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile, schedule
 from torch.utils.flop_counter import FlopCounterMode
 
 from lab7.dataset import ICLEVRDataset, to_float
 from lab7.devices import choose_device
+from lab7.diffusion import diffusion_loss
 from lab7.experiments import TrainConfig, get_experiment
 from lab7.model import ConditionalUNet
 from lab7.records import describe_machine
-from lab7.training import Run, diffusion_loss
+from lab7.training import Batches, should_compile, train
 from workshop.benchmarks.png_files import PNGFolder, write_pngs
 from workshop.study.reproduction import ORIGINALS
 
@@ -49,7 +52,7 @@ def main(
     """Print pictures a second, peak memory, the ratio, where time goes, and all networks' speeds.
 
     Args:
-        steps: Optimizer steps between two looks at the clock.
+        steps: Optimizer steps that are timed, after as many that are not.
         rounds: How often each is timed, in turn; the median counts.
         batch_size: Pictures a step.
         pictures: PNGs that the reference reads.
@@ -63,71 +66,86 @@ def main(
     config = get_experiment(name := experiment or default).config
     config = dataclasses.replace(config, batch_size=batch_size)
     print(f"{describe_machine()}, on {device}; {name}, batches of {batch_size}")
+    dataset = ICLEVRDataset(data)
+    found = {"reference": [], "lab7": []}
     with tempfile.TemporaryDirectory() as folder:
-        dataset = ICLEVRDataset(data)
         files = write_pngs(dataset, Path(folder), min(pictures, len(dataset)))
-        loops = {
-            "reference": Worker(reference_loop, config, data, device, files),
-            "lab7": Worker(start_ours, config, data, device),
-        }
-        seconds = {name: [] for name in loops}
         for _ in range(rounds):
-            for name, worker in loops.items():
-                seconds[name].append(worker.advance(steps))
-        peaks = {name: worker.stop() for name, worker in loops.items()}
-    speeds = {n: batch_size * steps / sorted(s)[len(s) // 2] for n, s in seconds.items()}
-    for name, speed in speeds.items():
-        print(f"{name:12s} {speed:9.2f} pictures/s  {peaks[name]:7,.0f} MB at most")
-    print_profile(Run(config, dataset, device, Path()))
+            found["reference"].append(apart(time_reference, config, data, device, steps, files))
+            found["lab7"].append(apart(time_ours, config, data, device, steps))
+    medians = {name: sorted(pairs)[rounds // 2] for name, pairs in found.items()}
+    for name, (speed, peak) in medians.items():
+        print(f"{name:12s} {speed:9.2f} pictures/s  {peak:7,.0f} MB at most")
+    print_profile(config, dataset, device)
     if table_batch:
         print_table(dataset, device, table_batch)
-    print(f"{'ratio':12s} {speeds['lab7'] / speeds['reference']:9.2f}")
+    print(f"{'ratio':12s} {medians['lab7'][0] / medians['reference'][0]:9.2f}")
 
 
-class Worker:
-    """A training loop in a process of its own.
+def apart(function: Callable, *arguments: Any) -> tuple[float, float]:
+    """Call a function in a process of its own, which shares no memory with others."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def time_reference(
+    config: TrainConfig, data: str | None, device: torch.device, steps: int, files: list[Path]
+) -> tuple[float, float]:
+    """Return pictures a second and the most memory, in MB, of the reference."""
+    loop = reference_loop(config, ICLEVRDataset(data), device, files)
+    for _ in range(steps):
+        next(loop)
+    started = time.perf_counter()
+    for _ in range(steps):
+        next(loop)
+    return steps * config.batch_size / (time.perf_counter() - started), peak_memory(device)
+
+
+def time_ours(
+    config: TrainConfig, data: str | None, device: torch.device, steps: int
+) -> tuple[float, float]:
+    """Return pictures a second and the most memory, in MB, of our training."""
+    speed = train_briefly(config, ICLEVRDataset(data), device, steps, 2)[-1]["images_per_second"]
+    return speed, peak_memory(device)
+
+
+def train_briefly(
+    config: TrainConfig,
+    dataset: ICLEVRDataset,
+    device: torch.device,
+    steps: int,
+    rows: int,
+    callback: Callable[[], None] = lambda: None,
+) -> list[dict[str, Any]]:
+    """Train as `config` says, but stop early, and return the rows of the log.
 
     Args:
-        loop: Makes an iterator that trains a step at a time, out of the other arguments.
+        config: Its network and batch; nothing is saved or drawn between the rows.
+        dataset: The pictures.
+        device: Where to train.
+        steps: Optimizer steps of a row.
+        rows: How many there are; the first holds compilation and the first look at memory.
+        callback: Called after each row.
     """
-
-    def __init__(self, loop, config: TrainConfig, data: str | None, device: torch.device, *rest):
-        spawn = multiprocessing.get_context("spawn")
-        self.pipe, other = spawn.Pipe()
-        arguments = (other, loop, config, data, device, *rest)
-        self.process = spawn.Process(target=work, args=arguments)
-        self.process.start()
-        other.close()  # so that `recv` ends with an error if the process does
-        self.advance(2)  # compilation, the first look at memory
-
-    def advance(self, steps: int) -> float:
-        """Return the seconds that some steps take."""
-        self.pipe.send(steps)
-        return self.pipe.recv()
-
-    def stop(self) -> float:
-        """End the process and return the most memory that it used, in MB."""
-        peak = self.advance(0)
-        self.process.join()
-        return peak
-
-
-def work(pipe: Connection, loop, config, data: str | None, device: torch.device, *rest) -> None:
-    """Do what a `Worker` asks for."""
-    steps = loop(config, ICLEVRDataset(data), device, *rest)
-    while count := pipe.recv():
-        pipe.send(advance(steps, count, device))
-    pipe.send(peak_memory(device))
-
-
-def advance(steps: Iterator[None], count: int, device: torch.device) -> float:
-    """Return the seconds that some steps take."""
-    started = time.perf_counter()
-    for _ in range(count):
-        next(steps)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+    config = dataclasses.replace(
+        config,
+        compile=should_compile(config, device),
+        num_steps=steps * rows,
+        log_every=steps,
+        save_every=steps * rows,
+        sample_every=None,
+    )
+    log = []
+    with tempfile.TemporaryDirectory() as folder:
+        train(
+            config,
+            dataset,
+            folder,
+            callback=lambda row: log.append(row) or callback(),
+            progress=False,
+            device=device,
+        )
+    return log
 
 
 def peak_memory(device: torch.device) -> float:
@@ -147,10 +165,13 @@ def reference_loop(
     optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate)
     half = device.type == "cuda"
     scaler = torch.amp.GradScaler(device.type, enabled=half)
-    pngs = PNGFolder(files, dataset.conditions)
     loader = torch.utils.data.DataLoader(
-        *(pngs, config.batch_size),
-        **{"shuffle": True, "num_workers": WORKERS, "drop_last": True, "persistent_workers": True},
+        PNGFolder(files, dataset.conditions),
+        config.batch_size,
+        shuffle=True,
+        num_workers=WORKERS,
+        drop_last=True,
+        persistent_workers=True,
     )
     while True:
         for images, cond in loader:
@@ -166,47 +187,40 @@ def reference_loop(
             torch.nn.utils.clip_grad_norm_(unet.parameters(), config.max_grad_norm)
             scaler.step(optimizer)
             scaler.update()
-            loss.item()
+            loss.item()  # waits for a GPU
             yield
 
 
-def start_ours(config: TrainConfig, dataset: ICLEVRDataset, device: torch.device) -> Iterator[None]:
-    """Train as `lab7.training.train` does."""
-    return our_loop(Run(config, dataset, device, Path()))
-
-
-def our_loop(run: Run) -> Iterator[None]:
-    """Take one optimizer step after the other."""
-    while True:
-        run.update()
-        yield
-
-
-def print_profile(run: Run) -> None:
+def print_profile(config: TrainConfig, dataset: ICLEVRDataset, device: torch.device) -> None:
     """Print which part of a step reads its pictures, and the operations that take most of it."""
-    device, activities = run.images.device, [torch.profiler.ProfilerActivity.CPU]
+    activities = [ProfilerActivity.CPU]
+    time_of = "self_cpu_time_total"
     if device.type == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    time_of = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    steps = our_loop(run)
-    advance(steps, 1, device)
-    step = advance(steps, 1, device)
-    with torch.profiler.profile(activities=activities) as profile:
-        advance(steps, 1, device)
-    print(f"{'reading the pictures':32s} {seconds_of_reading(run) / step:7.3%} of a step")
-    rows = sorted(profile.key_averages(), key=lambda row: -getattr(row, time_of))
+        activities.append(ProfilerActivity.CUDA)
+        time_of = "self_device_time_total"
+    # The fourth step is recorded.
+    with profile(activities=activities, schedule=schedule(wait=2, warmup=1, active=1)) as profiler:
+        log = train_briefly(config, dataset, device, 1, 4, profiler.step)
+    step = config.batch_size / log[1]["images_per_second"]
+    share = seconds_of_reading(config, dataset, device) / step
+    print(f"{'reading the pictures':32s} {share:7.3%} of a step")
+    rows = [row for row in profiler.key_averages() if not row.key.startswith("ProfilerStep")]
+    rows.sort(key=lambda row: -getattr(row, time_of))
     total = sum(getattr(row, time_of) for row in rows)
     for row in rows[:SHOWN]:
         share = getattr(row, time_of) / total
         print(f"{row.key[:32]:32s} {share:7.1%} in {row.count} calls")
 
 
-def seconds_of_reading(run: Run, repetitions: int = 20) -> float:
+def seconds_of_reading(
+    config: TrainConfig, dataset: ICLEVRDataset, device: torch.device, repetitions: int = 20
+) -> float:
     """Return the seconds in which a batch is looked up and made float."""
+    batches = Batches(config, dataset, device)
     started = time.perf_counter()
     for step in range(repetitions):
-        rows = run.order(step)
-        to_float(run.images[rows]), run.conditions[rows]
+        rows = batches.rows(step)
+        to_float(batches.images[rows]), batches.conditions[rows]
     return (time.perf_counter() - started) / repetitions
 
 
@@ -214,21 +228,19 @@ def print_table(dataset: ICLEVRDataset, device: torch.device, batch_size: int) -
     """Print size, work and speed of the originals' and our training, without torch.compile."""
     print(f"{'batches of ' + str(batch_size):24s} M parameters  GFLOP a picture  pictures/s")
     for name in (*ORIGINALS, "ours"):
-        config = dataclasses.replace(
-            get_experiment(name).config, batch_size=batch_size, compile=False
-        )
-        run = Run(config, dataset, device, Path())
-        advance(steps := our_loop(run), 2, device)
-        speed = 3 * batch_size / advance(steps, 3, device)
-        size = sum(p.numel() for p in run.network.parameters()) / 1e6
-        print(f"{name:24s} {size:12.1f} {gflop(run):16.1f} {speed:11.1f}")
+        config = get_experiment(name).config
+        config = dataclasses.replace(config, batch_size=batch_size, compile=False)
+        speed = train_briefly(config, dataset, device, 3, 2)[-1]["images_per_second"]
+        size = sum(p.numel() for p in ConditionalUNet(**config.unet).parameters()) / 1e6
+        print(f"{name:24s} {size:12.1f} {gflop(config):16.1f} {speed:11.1f}")
 
 
-def gflop(run: Run) -> float:
+def gflop(config: TrainConfig) -> float:
     """Return the 10⁹ floating-point operations of a picture's forward and backward pass."""
-    x0, cond, t, noise = (part[:1] for part in run.batch())
+    unet, scheduler = ConditionalUNet(**config.unet), DDPMScheduler(**config.noise)
+    x0, cond, t = torch.zeros(1, 3, 64, 64), torch.zeros(1, 24), torch.zeros(1, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
-        diffusion_loss(run.network, run.scheduler, x0, cond, t, noise).backward()
+        diffusion_loss(unet, scheduler, x0, cond, t, x0).backward()
     return counter.get_total_flops() / 1e9
 
 

@@ -167,7 +167,7 @@ def held_out_metrics(
     recall = per_label_recall(probabilities, labels)
     return {
         "test": compute_scores(probabilities, labels),
-        "test_small": evaluator.scores(small, labels),
+        "test_small": compute_scores(evaluator.predict(small), labels),
         "recall_per_label": {
             label: None if math.isnan(value) else value
             for label, value in zip(LABELS, recall.tolist(), strict=True)

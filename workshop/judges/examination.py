@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from lab7.auditor import Auditor, Sighting
+from lab7.auditor import Auditor, Sighting, compute_audit
 from lab7.dataset import ICLEVRDataset, to_float
-from lab7.estimates import share
-from lab7.evaluator import THRESHOLD, Evaluator
+from lab7.estimates import mean, share
+from lab7.evaluator import THRESHOLD, Evaluator, compute_scores
 from lab7.fidelity import Fidelity, RealPictures
 from lab7.files import require_writable
 from lab7.labels import LABELS, NUM_LABELS
@@ -263,8 +263,8 @@ def score_changes(
         changed = change(x, kind, amount)
         return {
             "amount": amount,
-            "exact_set": evaluator.scores(changed, labels).exact_set,
-            "exact_scene": auditor.audit(changed, counts).exact_scene,
+            "exact_set": compute_scores(evaluator.predict(changed), labels).exact_set,
+            "exact_scene": compute_audit(auditor.count(changed), counts).exact_scene,
         }
 
     return {kind: [row(kind, amount) for amount in CHANGES[kind]] for kind in CHANGES}
@@ -300,7 +300,11 @@ def fidelity_controls(
         "copied": (copies, copied),
         "retouched": (retouched, copied),
     }
-    return {name: real.compare(*pair) for name, pair in sets.items()}
+    found = {}
+    for name, (pictures, asked) in sets.items():
+        kernel, nearest = real.compare(pictures, asked)
+        found[name] = Fidelity(kernel, mean(nearest))
+    return found
 
 
 def _share(hits: Tensor, pictures: Tensor):

@@ -15,7 +15,7 @@ from lab7.fidelity import RealPictures
 from lab7.pipeline import load_pipeline
 from lab7.recording import record_generator
 from lab7.records import RESULTS_DIR, read_log
-from lab7.scoring import score_sets, score_table
+from lab7.scoring import draw_and_judge, score_table
 from lab7.training import train
 
 ORIGINALS = tuple(name for name in EXPERIMENTS if name.startswith("original-"))
@@ -93,10 +93,14 @@ def _score(
     device: str | None,
 ) -> None:
     """Draw the two scored files with a trained network, and write its record."""
-    judges = Evaluator.load(device=device, root=data), Auditor.load(device=device)
+    evaluator, auditor = Evaluator.load(device=device, root=data), Auditor.load(device=device)
     pipeline = load_pipeline(run / "pipeline", device)
-    real = RealPictures(judges[1], dataset)
-    sets = {part: named_conditions(part, data) for part in SCORED}
-    scored = score_sets(pipeline, *judges, real, sets, repetitions)
+    real = RealPictures(auditor, dataset)
+    scored = {
+        part: draw_and_judge(
+            pipeline, named_conditions(part, data), evaluator, auditor, real, repetitions
+        )
+        for part in SCORED
+    }
     print(score_table({part: metrics for part, (metrics, _) in scored.items()}))
-    record_generator(name, pipeline, judges[0], scored, run / "pipeline", results, data)
+    record_generator(name, pipeline, evaluator, scored, run / "pipeline", results, data)
