@@ -123,7 +123,8 @@ def sample(
         seed: Of the first picture; each next has one more.
         steps: Sampling steps; by default the checkpoint's own.
         guidance: Weight of classifier-free guidance; 1 is none.
-        scheduler: Sampler, for instance sde-dpmsolver++, dpmsolver++, ddim, ddpm.
+        scheduler: Sampler: ddpm, ddim, dpmsolver++, sde-dpmsolver++ or unipcmultistep; by default
+            the checkpoint's own.
         checkpoint: Saved pipeline; by default the one that comes with the project.
         evaluator: Weights of the judge; by default checkpoint.pth of DATA, else ours.
         data: The course's folder; by default $LAB7_DATA, else the embedded set.
@@ -177,7 +178,8 @@ def evaluate(
         repetitions: Pictures of each condition.
         steps: Sampling steps; by default the checkpoint's own.
         guidance: Weight of classifier-free guidance; 1 is none.
-        scheduler: Sampler, for instance sde-dpmsolver++, dpmsolver++, ddim, ddpm.
+        scheduler: Sampler: ddpm, ddim, dpmsolver++, sde-dpmsolver++ or unipcmultistep; by default
+            the checkpoint's own.
         evaluator: Weights of the judge; by default checkpoint.pth of DATA, else ours.
         data: The course's folder; by default $LAB7_DATA, else the embedded set.
         record: Name under which to write the results down, by default of all condition files.
@@ -287,7 +289,7 @@ def sweep(
         checkpoint: Saved pipeline; by default the one that comes with the project.
         guidance: Guidance scales, at the checkpoint's own number of steps.
         steps: Numbers of steps, at the best guidance.
-        schedulers: Samplers, at the best guidance and the checkpoint's own number of steps.
+        schedulers: Samplers, see `sample`; at the best guidance and the checkpoint's own steps.
         repetitions: Pictures of each condition and setting.
         keep: Save the best guidance with the checkpoint, which then draws with it by default.
         record: Name of the record.

@@ -1,64 +1,121 @@
 """The diffusion process: noise schedules, what a network predicts, the loss, samplers by name."""
 
 import difflib
-import inspect
-from collections.abc import Iterable
+from collections.abc import Collection
+from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    UniPCMultistepScheduler,
+)
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 from torch.nn import functional as F
 
-ALGORITHMS = ("dpmsolver++", "sde-dpmsolver++")  # of DPM-Solver: without and with fresh noise
+# What of a scheduler's settings is the noise schedule; the others are the sampler's.
+NOISE = (
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
+    *("rescale_betas_zero_snr", "prediction_type"),
+)
+# For DPM-Solver the cosine schedule's end (log-SNR below -5.1, where beta was clipped) is left out,
+# as diffusers advises. What is not named here is diffusers' default.
+_SOLVER = {"lambda_min_clipped": -5.1}
+_SDE = _SOLVER | {"algorithm_type": "sde-dpmsolver++"}
+SAMPLERS = {
+    "ddpm": (DDPMScheduler, {"timestep_spacing": "trailing", "clip_sample": False}),
+    "ddim": (DPMSolverMultistepScheduler, _SOLVER | {"solver_order": 1}),
+    "dpmsolver++": (DPMSolverMultistepScheduler, _SOLVER),
+    "sde-dpmsolver++": (DPMSolverMultistepScheduler, _SDE),
+    "unipcmultistep": (UniPCMultistepScheduler, {}),
+}
+STOCHASTIC = ("ddpm", "sde-dpmsolver++")  # those that add fresh noise at each step
+# By the names that saved pipelines hold; diffusers' own DDIM becomes "ddim" here.
+CLASSES = {cls.__name__: cls for cls in (DDIMScheduler, *(cls for cls, _ in SAMPLERS.values()))}
 
 
-def convert_scheduler(
-    scheduler: diffusers.SchedulerMixin, name: str, **options
-) -> diffusers.SchedulerMixin:
-    """Make another scheduler for the same noise schedule.
+def convert_scheduler(scheduler: diffusers.SchedulerMixin, name: str) -> diffusers.SchedulerMixin:
+    """Make the sampler of a name for the noise schedule of a given scheduler.
+
+    Of the given one nothing but the noise schedule is taken over, so that a sampler of a name is
+    the same wherever it comes from. None of them clips x0: the pipeline does.
 
     Args:
         scheduler: Any scheduler of the noise schedule.
-        name: "dpmsolver++" (Lu et al. 2022, algorithm 2), "sde-dpmsolver++" (the same with fresh
-            noise at each step), or a class name in diffusers, whose ending "Scheduler" and case do
-            not matter: "ddpm", "ddim", "unipcmultistep", "eulerdiscrete", …
-        options: Settings that the new scheduler shall have.
+        name: Case and an ending "Scheduler" do not matter. One of
+            "ddpm": ancestral sampling (Ho et al. 2020, eq. 7), with fresh noise at each step;
+            "ddim": without noise (J. Song et al. 2021, eq. 12 with σ = 0). It is DPM-Solver++ of
+            order 1, and computed as such: diffusers' `DDIMScheduler` steps back by T // n, which
+            misses its own time steps where n does not divide T;
+            "dpmsolver++": DPM-Solver++(2M) (Lu et al. 2022, algorithm 2);
+            "sde-dpmsolver++": the same with fresh noise, SDE-DPM-Solver++(2M) of that paper;
+            "unipcmultistep": UniPC of order 2 with B₂(h) (Zhao et al. 2023).
 
     Returns:
-        The scheduler. For DPM-Solver, whose steps are even in log-SNR, the cosine schedule's end
-        (log-SNR below -5.1, where beta was clipped) is left out, as diffusers advises. DDIM's time
-        steps are set to "trailing": its formula steps back by T // n, which others do not line up
-        with.
+        The sampler; `set_steps` sets its time steps.
 
     Raises:
-        ValueError: If no compatible scheduler has that name.
+        ValueError: If there is no sampler of that name.
     """
-    classes = {_short(cls.__name__): cls for cls in _compatibles(scheduler)}
-    classes |= dict.fromkeys(ALGORITHMS, DPMSolverMultistepScheduler)
-    if _short(name) not in classes:
-        close = difflib.get_close_matches(_short(name), classes, 1, cutoff=0)[0]
-        raise ValueError(
-            f"unknown scheduler {name!r}: did you mean {close!r}? Choose one of {sorted(classes)}"
-        )
-    cls = classes[_short(name)]
-    if _short(name) in ALGORITHMS:
-        options = {"algorithm_type": _short(name)} | options
-    cosine = scheduler.config.beta_schedule == "squaredcos_cap_v2"
-    if cosine and "lambda_min_clipped" in _parameters(cls):
-        options = {"lambda_min_clipped": -5.1} | options
-    if cls is DDIMScheduler:
-        options = {"timestep_spacing": "trailing"} | options
-    options = {"clip_sample": False, "thresholding": False} | options  # the pipeline clips x0
-    return cls.from_config(scheduler.config, **options)
+    cls, settings = SAMPLERS[_known(_short(name), SAMPLERS)]
+    noise = {key: scheduler.config[key] for key in NOISE if key in scheduler.config}
+    return cls(**noise, **settings)
 
 
 def scheduler_name(scheduler: diffusers.SchedulerMixin) -> str:
-    """Return the name that `convert_scheduler` knows a scheduler by, for instance "ddpm"."""
+    """Return the name that `convert_scheduler` knows a scheduler by, for instance "ddpm".
+
+    Raises:
+        ValueError: If it is none of the samplers offered.
+    """
+    name = _short(type(scheduler).__name__)
     if isinstance(scheduler, DPMSolverMultistepScheduler):
-        return scheduler.config.algorithm_type
-    return _short(type(scheduler).__name__)
+        name = "ddim" if scheduler.config.solver_order == 1 else scheduler.config.algorithm_type
+    return _known(name, SAMPLERS)
+
+
+def load_scheduler(folder: Path, class_name: str) -> diffusers.SchedulerMixin:
+    """Read a scheduler from the folder that diffusers saved it in.
+
+    Args:
+        folder: With scheduler_config.json.
+        class_name: Of the scheduler in diffusers, from model_index.json.
+
+    Raises:
+        ValueError: If it is none of the samplers offered.
+    """
+    return CLASSES[_known(class_name, CLASSES)].from_pretrained(folder)
+
+
+def set_steps(scheduler: diffusers.SchedulerMixin, num_inference_steps: int) -> None:
+    """Set the time steps of the reverse process: as many different ones as asked for.
+
+    Args:
+        scheduler: What `convert_scheduler` made.
+        num_inference_steps: 1 … T, for "unipcmultistep" 1 … T-1.
+
+    Raises:
+        ValueError: If the number of steps is out of range.
+    """
+    total = scheduler.config.num_train_timesteps
+    # UniPC takes no time steps but those it sets itself, and these leave t = 0 out.
+    longest = total - 1 if isinstance(scheduler, UniPCMultistepScheduler) else total
+    if not 1 <= num_inference_steps <= longest:
+        nearest = min(max(num_inference_steps, 1), longest)
+        raise ValueError(
+            f"num_inference_steps {num_inference_steps} is not within 1 … {longest} for "
+            f"{scheduler_name(scheduler)}: the nearest is {nearest}"
+        )
+    scheduler.set_timesteps(num_inference_steps)
+    if len(set(scheduler.timesteps.tolist()) - {-1}) < len(scheduler.timesteps):
+        # Rounding errors gave DDPM a step at t = -1 (61 of 1000, for instance), or DPM-Solver has
+        # fewer levels of noise left than steps (996 of 1000 with the cosine schedule).
+        countdown = range(num_inference_steps, 0, -1)
+        times = [round(total * i / num_inference_steps) - 1 for i in countdown]
+        scheduler.set_timesteps(timesteps=times)
 
 
 def diffusion_loss(
@@ -145,15 +202,13 @@ def _alpha_sigma(scheduler: diffusers.SchedulerMixin, t: int) -> tuple[float, fl
     return alpha_bar**0.5, (1 - alpha_bar) ** 0.5
 
 
-def _compatibles(scheduler: diffusers.SchedulerMixin) -> list[type]:
-    # diffusers lists stand-ins for what is not installed, and schedulers with betas of their own.
-    found = [type(scheduler), *scheduler.compatibles]
-    installed = [cls for cls in found if cls.__module__.startswith("diffusers.schedulers")]
-    return [cls for cls in installed if "beta_schedule" in _parameters(cls)]
-
-
-def _parameters(cls: type) -> Iterable[str]:
-    return inspect.signature(cls.__init__).parameters
+def _known(name: str, choices: Collection[str]) -> str:
+    if name not in choices:
+        close = difflib.get_close_matches(name, choices, 1, cutoff=0)[0]
+        raise ValueError(
+            f"unknown scheduler {name!r}: did you mean {close!r}? Choose one of {sorted(choices)}"
+        )
+    return name
 
 
 def _short(name: str) -> str:

@@ -1,6 +1,5 @@
 """ConditionalDDPMPipeline: from labels and seeds to pictures."""
 
-import inspect
 import json
 import math
 import os
@@ -10,14 +9,22 @@ from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, ImagePipelineOutput
+from diffusers import DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
 from lab7.dataset import DATA_DIR, to_uint8
 from lab7.devices import choose_device
-from lab7.diffusion import convert_scheduler, predict_x0, prediction_of
+from lab7.diffusion import (
+    STOCHASTIC,
+    convert_scheduler,
+    load_scheduler,
+    predict_x0,
+    prediction_of,
+    scheduler_name,
+    set_steps,
+)
 from lab7.labels import NUM_LABELS, encode, parse_condition
 from lab7.model import ConditionalUNet
 
@@ -35,7 +42,8 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
 
     Args:
         unet: The network.
-        scheduler: Any diffusers scheduler that is compatible with `DDPMScheduler`.
+        scheduler: One of the samplers that `convert_scheduler` knows. The pipeline makes its own
+            from it, so settings other than those of the noise schedule are not taken over.
         num_inference_steps: Steps of a call that names none; saved with the pipeline.
         guidance_scale: Guidance of a call that names none; saved with the pipeline.
     """
@@ -48,7 +56,8 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
         guidance_scale: float = 1.0,
     ):
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        sampler = convert_scheduler(scheduler, scheduler_name(scheduler))
+        self.register_modules(unet=unet, scheduler=sampler)
         self.register_to_config(
             num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
         )
@@ -71,7 +80,7 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
             conditions: Lists of labels, a multi-hot tensor (B, 24), or one condition as text
                 ("red cube, blue cylinder").
             seeds: One integer for each picture; 0 … B-1 by default.
-            num_inference_steps: Steps of the scheduler, 1 … T.
+            num_inference_steps: Steps of the sampler, see `set_steps`.
             guidance_scale: Weight w of classifier-free guidance (Ho & Salimans 2022, eq. 6 with
                 w here for their 1 + w): `uncond + w * (cond - uncond)`; 1 turns it off.
             output_type: "pil" for a list of pictures, "pt" for a tensor (B, 3, 64, 64) in [-1, 1].
@@ -86,12 +95,13 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
             The pictures as `.images`.
 
         Raises:
-            ValueError: If a condition, the seeds or a setting is not valid.
+            ValueError: If a condition, the seeds or a setting is not valid, or a picture is not
+                finite.
         """
         cond = _encode_conditions(conditions)
         seeds = range(len(cond)) if seeds is None else seeds
         steps, guidance = self.settings(num_inference_steps, guidance_scale).values()
-        self._check(len(cond), seeds, steps, guidance, output_type)
+        self._check(len(cond), seeds, guidance, output_type)
         batch_size = batch_size or (24 if self.device.type == "cpu" else 256)
         batches = range(0, len(cond), batch_size)
         images = []
@@ -124,27 +134,34 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
         Args:
             cond: Multi-hot conditions (B, 24).
             seeds: One integer for each picture.
-            num_inference_steps: Steps of the scheduler.
+            num_inference_steps: Steps of the sampler, see `set_steps`.
             guidance_scale: Weight of classifier-free guidance.
 
         Yields:
             At each step t, xt (B, 3, 64, 64) as the network sees it, the x0 in [-1, 1] predicted
             from it, and the next xt in units of x0: after the last step, the picture.
+
+        Raises:
+            ValueError: If the number of steps is out of range, or a picture is not finite.
         """
         generators = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
         cond = cond.to(self.device)
-        self.scheduler.set_timesteps(num_inference_steps)
-        stochastic = "generator" in inspect.signature(self.scheduler.step).parameters
-        extra = {"generator": generators} if stochastic else {}
+        sampler = scheduler_name(self.scheduler)
+        set_steps(self.scheduler, num_inference_steps)
+        extra = {"generator": generators} if sampler in STOCHASTIC else {}
         xt, scale = self._start(generators), self.unet.config.scaling_factor
         for t in self.scheduler.timesteps:
-            scaled = self.scheduler.scale_model_input(xt, t)
-            prediction = self._predict(scaled, t.to(self.device), cond, guidance_scale)
-            x0 = predict_x0(self.scheduler, prediction, int(t), scaled) / scale
+            prediction = self._predict(xt, t.to(self.device), cond, guidance_scale)
+            x0 = predict_x0(self.scheduler, prediction, int(t), xt) / scale
             x0 = x0.clamp(-1, 1)  # where guidance, and errors at high noise, drive it out
-            prediction = prediction_of(self.scheduler, x0 * scale, int(t), scaled)
-            xt_next = self.scheduler.step(prediction, t, xt, **extra).prev_sample
-            yield int(t), scaled, x0, xt_next / scale
+            clipped = prediction_of(self.scheduler, x0 * scale, int(t), xt)
+            xt_next = self.scheduler.step(clipped, t, xt, **extra).prev_sample
+            if not (prediction.isfinite().all() & xt_next.isfinite().all()):
+                raise ValueError(
+                    f"a picture is not finite at t = {int(t)}: sampler {sampler}, "
+                    f"{num_inference_steps} steps, guidance_scale {guidance_scale}"
+                )
+            yield int(t), xt, x0, xt_next / scale
             xt = xt_next
 
     def _start(self, generators: list[torch.Generator]) -> Tensor:
@@ -152,7 +169,7 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
         config = self.unet.config
         shape = (config.in_channels, config.sample_size, config.sample_size)
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
-        return noise.to(self.device) * self.scheduler.init_noise_sigma
+        return noise.to(self.device)
 
     def _predict(self, xt: Tensor, t: Tensor, cond: Tensor, guidance_scale: float) -> Tensor:
         """Predict with guidance; both predictions in one forward pass."""
@@ -162,16 +179,11 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
         uncond, conditional = self.unet(torch.cat([xt, xt]), t, both).sample.chunk(2)
         return uncond + guidance_scale * (conditional - uncond)
 
-    def _check(
-        self, count: int, seeds: Sequence[int], steps: int, guidance: float, output_type: str
-    ) -> None:
+    def _check(self, count: int, seeds: Sequence[int], guidance: float, output_type: str) -> None:
         if count == 0:
             raise ValueError("no conditions: give at least one list of labels")
         if len(seeds) != count:
             raise ValueError(f"{len(seeds)} seeds for {count} pictures: give one for each")
-        longest = self.scheduler.config.num_train_timesteps
-        if not 1 <= steps <= longest:
-            raise ValueError(f"num_inference_steps {steps} is not within 1 … {longest}")
         if not math.isfinite(guidance):
             raise ValueError(f"guidance_scale {guidance} is no number to multiply with: 1 is none")
         if output_type not in ("pil", "pt"):
@@ -207,12 +219,12 @@ def load_pipeline(
     try:
         index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
         unet = ConditionalUNet.from_pretrained(path, subfolder="unet", use_safetensors=True)
-        noise = DDPMScheduler.from_pretrained(path, subfolder="scheduler")
-        own_scheduler = convert_scheduler(noise, index["scheduler"][1])
+        own_scheduler = load_scheduler(path / "scheduler", index["scheduler"][1])
+        own_name = scheduler_name(own_scheduler)
         settings = {k: index[k] for k in SETTINGS}
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{path} does not hold a saved generator: {_first_line(error)}") from error
-    chosen = convert_scheduler(own_scheduler, scheduler) if scheduler else own_scheduler
+    chosen = convert_scheduler(own_scheduler, scheduler or own_name)
     unet = unet.eval().to(memory_format=torch.channels_last)  # draws batches half as fast again
     return ConditionalDDPMPipeline(unet, chosen, **settings).to(choose_device(device))
 
