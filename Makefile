@@ -7,7 +7,7 @@ BIN := .venv/bin
 endif
 RUN := $(BIN)/python
 
-.PHONY: run test lab report notebooks handin data bench
+.PHONY: run test lab report notebooks handin experiments data bench
 
 run: .venv/installed  ## Run copies of the notebooks and build the report, all into build/.
 	$(RUN) notebooks/execute.py --output build/notebooks
@@ -30,6 +30,9 @@ notebooks: .venv/installed  ## Run the notebooks and store their outputs in plac
 
 handin: .venv/installed  ## Make the zip that the course wants: make handin ID=123456 NAME=Ada_Lovelace
 	$(RUN) -m lab7 handin "$(ID)" "$(NAME)" $(OPTIONS)
+
+experiments: .venv/installed  ## Run the experiments of notebook 04 that have no record yet (hours).
+	$(RUN) -m lab7 experiments
 
 data: .venv/installed-dev  ## Draw the condition files and render the pictures anew (hours).
 	$(RUN) -m lab7 render

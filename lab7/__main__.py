@@ -225,47 +225,37 @@ def evaluate(
         record_generator(record, pipeline, judge, scored, checkpoint, results, data, **settings)
 
 
-def reproduce(
-    presets: tuple[str, ...] = (),
-    minutes: float | None = None,
-    reserve: float = 3.0,
-    epochs: float | None = None,
-    repetitions: int = 4,
+def experiments(
+    trials: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    /,
+    plan: bool = False,
+    repetitions: int = 8,
     output: Path = ROOT / "runs",
     results: Path = RESULTS,
     data: Path | None = None,
     device: str | None = None,
 ) -> None:
-    """Train, draw and score the original report's experiments, as many as fit into the time.
+    """Train, score and record the experiments of notebook 04, one after the other.
 
     Started again it goes on: what has a record is left alone, what is half trained is resumed.
 
     Args:
-        presets: Which, in this order; by default all five.
-        minutes: Time for all of it; by default there is no limit.
-        reserve: Minutes of them kept for drawing and scoring the last one.
-        epochs: Passes over the data; by default the report's 150.
+        trials: Which, in this order, for instance twin-cosine, or twin-cosine@1 with another seed;
+            by default all that the notebook shows.
+        plan: Only show what is left and how long it will take on this machine.
         repetitions: Pictures of each condition.
         output: Folder of the runs. Of a scored one the states are removed.
         results: Folder of the records.
         data: The course's folder; by default $LAB7_DATA, else the embedded set.
         device: cuda, mps or cpu; by default the best there is.
     """
-    from lab7.dataset import ICLEVRDataset
-    from workshop.study.reproduction import ORIGINALS, reproduce_experiments
+    from workshop.study.experiments import PLAN, print_plan, run_experiments
 
-    reproduce_experiments(
-        presets or ORIGINALS,
-        ICLEVRDataset(data),
-        data,
-        output,
-        results,
-        seconds=None if minutes is None else 60 * minutes,
-        reserve=60 * reserve,
-        epochs=epochs,
-        repetitions=repetitions,
-        device=device,
-    )
+    trials = trials or PLAN
+    if plan:
+        print_plan(trials, output, results, device)
+    else:
+        run_experiments(trials, data, output, results, repetitions, device)
 
 
 def sweep(
@@ -560,7 +550,7 @@ def main() -> None:
         train,
         sample,
         evaluate,
-        reproduce,
+        experiments,
         render,
         report,
         handin,

@@ -48,6 +48,7 @@ def record_generator(
     checkpoint: Path,
     root: Path = RESULTS_DIR,
     data: Path | None = None,
+    extra: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Path:
     """Write down what a generator scored.
@@ -66,6 +67,7 @@ def record_generator(
             training run, the record gets the run's configuration and log.
         root: Folder of the records.
         data: Data folder that the conditions are of, see `resolve_root`.
+        extra: More metrics, by name.
         settings: Of sampling, see `draw_and_judge`.
 
     Returns:
@@ -78,6 +80,7 @@ def record_generator(
     metrics = {
         "course": {"pictures": is_course(data), "evaluator": course_judge},
         "data_sha256": _data_hash(data),
+        **(extra or {}),
     }
     run, config, grids = checkpoint.parent, {}, {}
     trained_here = (run / "log.jsonl").exists()
@@ -122,13 +125,17 @@ def require_same_pictures(checkpoint: Path, data: Path | None) -> None:
 
 
 def training_summary(log: list[dict], pipeline: ConditionalDDPMPipeline) -> dict[str, Any]:
-    """Return what a training took, from the last row of its log."""
-    last = log[-1]
+    """Return what a training took.
+
+    Its time is that of its pictures at the median speed of the log's rows: on a machine that does
+    nothing else, and without pauses.
+    """
+    last, speed = log[-1], float(np.median([row["images_per_second"] for row in log]))
     return {
         "steps": last["step"],
         "images": last["images"],
-        "seconds": last["seconds"],
-        "images_per_second": last["images"] / last["seconds"],
+        "seconds": last["images"] / speed,
+        "images_per_second": speed,
         "final_loss": last["loss"],
         "parameters": sum(p.numel() for p in pipeline.unet.parameters()),
     }

@@ -3,9 +3,9 @@
 import dataclasses
 
 import pytest
-from lab7.results import Record, read_record, write_record
 
 from lab7.recording import comparable, compare_paired
+from lab7.records import Record, read_record, write_record
 from lab7.scoring import Verdicts, score_verdicts
 
 RED, BLUE = 1, 10  # indices of red cube and blue sphere
