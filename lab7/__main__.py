@@ -24,9 +24,8 @@ MOST_FAILURES = 64  # pictures that `evaluate` shows of a set
 
 
 def train(
-    name: Annotated[str | None, tyro.conf.Positional] = None,
+    name: Annotated[str, tyro.conf.Positional] = "ours",
     /,
-    preset: str | None = None,
     output: Path | None = None,
     data: Path | None = None,
     minutes: float | None = None,
@@ -47,11 +46,10 @@ def train(
     torchrun --nproc-per-node=2 -m lab7 train.
 
     Args:
-        name: The same as --preset.
-        preset: Name of the configuration: ours (the default), laptop,
-            original-baseline, original-channels, original-one-layer, original-half-channels,
-            original-cosine.
-        output: Folder of the run; by default runs/PRESET.
+        name: Of the configuration: ours, laptop, or one of the experiments: twin-baseline,
+            twin-channels, twin-one-layer, twin-half-channels, twin-cosine, twin-cosine-x0, and the
+            same five in full size, original-baseline, ….
+        output: Folder of the run; by default runs/NAME.
         data: The course's folder; by default $LAB7_DATA, else the embedded set.
         minutes: Stop after so many minutes, to be resumed later.
         budget: Minutes of the whole training: the learning rate runs out with them.
@@ -67,11 +65,9 @@ def train(
     """
     from lab7 import training
     from lab7.dataset import ICLEVRDataset
+    from lab7.devices import choose_device, estimate_seconds
     from lab7.experiments import get_experiment
 
-    if name is not None and preset is not None:
-        raise ValueError(f"two presets, {name!r} and {preset!r}: give one")
-    preset = name or preset or "ours"
     changes = {
         "compile": compile,
         "budget_seconds": None if budget is None else 60 * budget,
@@ -81,11 +77,15 @@ def train(
         "init_from": init_from,
         "seed": seed,
     }
-    changes = {name: value for name, value in changes.items() if value is not None}
-    experiment = get_experiment(preset)
-    print(f"{preset}: {experiment.description}")
+    changes = {key: value for key, value in changes.items() if value is not None}
+    experiment = get_experiment(name)
     config = dataclasses.replace(experiment.config, tensorboard=tensorboard, **changes)
-    output = output or ROOT / "runs" / preset
+    output, place = output or ROOT / "runs" / name, choose_device(device)
+    estimate = estimate_seconds(config, place) / 60
+    whole = f"{estimate / 60:.1f} hours" if estimate > 90 else f"{estimate:.0f} minutes"
+    print(
+        f"{name}: {experiment.description}; the whole training takes about {whole} on {place.type}"
+    )
     training.train(
         config,
         ICLEVRDataset(data),
@@ -534,14 +534,16 @@ def _show_failures(name: str, verdicts: "Verdicts", pictures: "Tensor", folder: 
 
     exact, _ = verdicts.ratios()["audit"]["exact_scene"]
     rows = [row for row, right in enumerate(exact) if not right]
+    figure = folder / f"{name}.png"
     if not rows:
+        figure.unlink(missing_ok=True)  # of an earlier call
         return
     shown = rows[:MOST_FAILURES]
     wanted = [verdicts.conditions[verdicts.condition[row]] for row in shown]
     counted = label_names(verdicts.counted[row] for row in shown)
     chart = plots.picture_grid(pictures[shown], wanted, counted)
-    chart.save(folder / f"{name}.png")
-    print(f"{len(rows)} pictures of {name} failed, {len(shown)} are in {folder / f'{name}.png'}")
+    chart.save(figure)
+    print(f"{len(rows)} pictures of {name} failed, {len(shown)} are in {figure}")
 
 
 def main() -> None:

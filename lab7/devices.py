@@ -19,7 +19,7 @@ from torch import Tensor
 from lab7.experiments import PRECISIONS, TrainConfig
 from lab7.model import ConditionalUNet
 
-_FEW_PICTURES = 16  # on which speed is measured
+_FEW_PICTURES = 8  # on which speed is measured
 PRECISIONS_BY_DEVICE = {"cpu": ("auto", "float32", "bfloat16"), "mps": ("auto", "float32")}
 
 

@@ -17,7 +17,7 @@ from torchvision.utils import make_grid
 
 from lab7.diffusion import scheduler_name
 from lab7.evaluator import Evaluator, compute_scores
-from lab7.files import require_writable
+from lab7.files import read_json, require_writable
 from lab7.labels import LABELS, encode
 from lab7.pipeline import ConditionalDDPMPipeline, to_pil
 
@@ -80,6 +80,7 @@ def write_samples(
             summary |= _judge(evaluator, images, encode(conditions))
         text = json.dumps(summary, indent=2) + "\n"
         (folder / "samples.json").write_text(text, encoding="utf-8")
+        _drop_earlier(Path(output), len(conditions))
     return summary
 
 
@@ -152,6 +153,14 @@ def _judge(evaluator: Evaluator, images: Tensor, labels: Tensor) -> dict:
         for row in probabilities
     ]
     return {"scores": dataclasses.asdict(compute_scores(probabilities, labels)), "seen": seen}
+
+
+def _drop_earlier(output: Path, count: int) -> None:
+    """Remove the pictures beyond `count` that an earlier, longer call wrote."""
+    written = output / "samples.json"
+    if written.exists():
+        for index in range(count, len(read_json(written).get("conditions", []))):
+            (output / f"{index}.png").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

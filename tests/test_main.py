@@ -15,11 +15,12 @@ import torch
 from conftest import SCENES, write_course
 from PIL import Image
 
-from lab7.__main__ import ROOT, main
+from lab7.__main__ import ROOT, _show_failures, main
 from lab7.dataset import CONDITION_FILES, DATA_DIR, load_images
 from lab7.evaluator import Evaluator, build_network
 from lab7.labels import encode, load_conditions
 from lab7.records import read_record
+from lab7.scoring import Verdicts
 from workshop.course.handin import check_handin
 
 
@@ -98,6 +99,14 @@ def test_evaluate_prints_a_table_and_shows_failures(run, tiny, tmp_path, embedde
     assert "kernel distance" in rows and "nearest distance" in rows
     assert "4 pictures of file-mine failed" in out
     assert (tmp_path / "f" / "file-mine.png").exists()
+
+
+def test_a_figure_of_failures_goes_when_nothing_fails(tmp_path):
+    figure = tmp_path / "test.png"
+    figure.write_text("of an earlier call")
+    right = Verdicts([["gray cube"]], [0], [0], [1], [[0]], [[0]])
+    _show_failures("test", right, None, tmp_path)
+    assert not figure.exists()
 
 
 def test_evaluate_and_sweep_write_records(run, tiny, tmp_path, monkeypatch, embedded_root):

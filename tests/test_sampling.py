@@ -47,6 +47,13 @@ def test_write_samples_follows_the_course_layout(pipeline, evaluator, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"], "no temporary folder is left"
 
 
+def test_a_shorter_call_leaves_no_pictures_of_a_longer_one(pipeline, tmp_path):
+    write_samples(pipeline, CONDITIONS, tmp_path)
+    (tmp_path / "7.png").write_text("mine")
+    write_samples(pipeline, CONDITIONS[:1], tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("[0-9]*")) == ["0.png", "7.png"]
+
+
 def test_write_samples_refuses_a_file_before_drawing(tmp_path):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(ValueError, match="out is a file, not a folder"):
@@ -101,7 +108,7 @@ def test_record_generator_keeps_scores_pictures_and_log(
         '{"machine": "mine", "date": "2026-01-01", "git_commit": null, "python": "3", '
         '"packages": {"torch": "1"}, "precision": "bfloat16", "data_sha256": "abc"}'
     )
-    row = {"step": 4, "images": 16, "loss": 0.5, "seconds": 2.0}
+    row = {"step": 4, "images": 16, "loss": 0.5, "images_per_second": 8.0, "seconds": 7.0}
     (run / "log.jsonl").write_text(json.dumps(row) + "\n")
     rows = {step: torch.rand(7, 3, 64, 64) for step in range(2, 42, 2)}
     (run / "samples").mkdir()
