@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from lab7.errors import MissingFileError, UserError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -136,9 +138,9 @@ def sample(
     from lab7.sampling import write_samples
 
     if (labels is None) == (conditions is None):
-        raise ValueError('give either labels, such as "red cube, blue cylinder", or --conditions')
+        raise UserError('give either labels, such as "red cube, blue cylinder", or --conditions')
     if count < 1:
-        raise ValueError(f"count {count} must be at least 1")
+        raise UserError(f"count {count} must be at least 1")
     wanted = _conditions(conditions, data) if conditions else [parse_condition(labels)] * count
     summary = write_samples(
         load_pipeline(checkpoint, device, scheduler),
@@ -198,9 +200,9 @@ def evaluate(
 
     judge, auditor = Evaluator.load(evaluator, device, data), Auditor.load(device=device)
     if images is not None and conditions is None:
-        raise ValueError("--images needs --conditions: what the pictures should show")
+        raise UserError("--images needs --conditions: what the pictures should show")
     if images is not None and record is not None:
-        raise ValueError("--record is for a generator: leave it out with --images")
+        raise UserError("--record is for a generator: leave it out with --images")
     if record is not None:
         require_writable(results / record)
         require_same_pictures(checkpoint, data)
@@ -339,9 +341,9 @@ def render(
     plans = getattr(standin, f"draw_{what}")()
     if scenes is not None:
         if not 1 <= scenes <= len(plans):
-            raise ValueError(f"scenes {scenes} is not within 1 … {len(plans)}")
+            raise UserError(f"scenes {scenes} is not within 1 … {len(plans)}")
         if output is None:
-            raise ValueError("a part of the scenes would replace the whole set: give an --output")
+            raise UserError("a part of the scenes would replace the whole set: give an --output")
     output = output or ROOT / ("data" if what == "train" else f"runs/{what}")
     standin.render_set(plans[:scenes], output, work, workers)
     if what == "train":
@@ -511,7 +513,7 @@ def _conditions(name: str, data: Path | None) -> list[tuple[str, ...]]:
         return named_conditions(name, data)
     if not Path(name).exists() and not Path(name).suffix:
         close = difflib.get_close_matches(name, CONDITION_FILES, 1, cutoff=0)[0]
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no condition file {name!r}: did you mean {close!r}? "
             f"Give a file, or one of {', '.join(CONDITION_FILES)}"
         )

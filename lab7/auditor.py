@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from lab7.dataset import DATA_DIR, IMAGE_SIZE, to_float
 from lab7.devices import choose_device
+from lab7.errors import MissingFileError, UserError
 from lab7.estimates import Estimate, Values, share
 from lab7.evaluator import save_weights
 from lab7.labels import COLORS, LABELS, NUM_LABELS
@@ -130,17 +131,17 @@ class Auditor:
         """Load trained weights, by default those that come with the project.
 
         Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: It does not hold weights of this network.
+            MissingFileError: There is no such file.
+            UserError: It does not hold weights of this network.
         """
         path, network = WEIGHTS if path is None else Path(path), AuditorNetwork()
         if not path.is_file():
-            raise FileNotFoundError(f"no auditor weights {path}")
+            raise MissingFileError(f"no auditor weights {path}")
         try:
             network.load_state_dict(safetensors.torch.load_file(path))
         except (safetensors.SafetensorError, RuntimeError) as error:
             first = str(error).strip().splitlines()[-1].strip()
-            raise ValueError(f"{path} does not hold the auditor's weights: {first}") from None
+            raise UserError(f"{path} does not hold the auditor's weights: {first}") from None
         return cls(network, device)
 
     def save(self, path: str | Path) -> None:
@@ -180,7 +181,7 @@ class Auditor:
     def _prepare(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
             wanted = f"(B, 3, {IMAGE_SIZE}, {IMAGE_SIZE})"
-            raise ValueError(f"pictures must be {wanted}, not {tuple(images.shape)}")
+            raise UserError(f"pictures must be {wanted}, not {tuple(images.shape)}")
         images = images.to(self.device)
         images = to_float(images) if images.dtype == torch.uint8 else images.float()
         return images.contiguous(memory_format=torch.channels_last)
@@ -202,7 +203,7 @@ def compute_audit(counts: Tensor, wanted: Tensor, groups: Tensor | None = None) 
             together. None: every picture has its own.
 
     Raises:
-        ValueError: Other shapes.
+        UserError: Other shapes.
     """
     return Audit.of(scene_ratios(counts, wanted), groups)
 
@@ -218,10 +219,10 @@ def scene_ratios(counts: Tensor, wanted: Tensor) -> dict[str, tuple[Tensor, Tens
         By share two tensors (B,): whether a picture is of the kind, and ones.
 
     Raises:
-        ValueError: Other shapes.
+        UserError: Other shapes.
     """
     if counts.shape != wanted.shape or counts.shape[1:] != (NUM_LABELS,):
-        raise ValueError(
+        raise UserError(
             f"counts must both be (B, {NUM_LABELS}), not {tuple(counts.shape)} and "
             f"{tuple(wanted.shape)}"
         )

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from lab7.errors import UserError
 from lab7.experiments import TrainConfig
 from lab7.files import require_writable, write_atomically
 from lab7.records import environment
@@ -96,7 +97,7 @@ def load_latest(folder: str | Path, device: str | torch.device = "cpu") -> dict[
         warning, in favour of the one before.
 
     Raises:
-        ValueError: If there are states but every one is damaged.
+        UserError: If there are states but every one is damaged.
     """
     paths = _list_states(Path(folder))
     for path in reversed(paths):
@@ -106,7 +107,7 @@ def load_latest(folder: str | Path, device: str | torch.device = "cpu") -> dict[
             reason = str(error).split("\n")[0]
             warnings.warn(f"passing over the training state {path}: {reason}", stacklevel=2)
     if paths:
-        raise ValueError(f"every training state in {folder} is damaged: remove them to start anew")
+        raise UserError(f"every training state in {folder} is damaged: remove them to start anew")
     return None
 
 
@@ -114,7 +115,7 @@ def _read(path: Path, device: str | torch.device) -> dict[str, Any]:
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest[:16] != STATE_NAME.fullmatch(path.name)[2]:
-            raise ValueError("its contents do not match the checksum in its name")
+            raise UserError("its contents do not match the checksum in its name")
         file.seek(0)
         return torch.load(file, map_location=device, weights_only=True)
 
@@ -139,7 +140,7 @@ def in_use(folder: Path) -> Iterator[None]:
     """Keep other processes from training into a folder meanwhile.
 
     Raises:
-        ValueError: Another process does already.
+        UserError: Another process does already.
         OSError: The folder cannot be written.
     """
     require_writable(folder)
@@ -147,7 +148,7 @@ def in_use(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise ValueError(
+        raise UserError(
             f"{folder} is in use by another training: wait for its end, or choose another folder"
         ) from None
     try:
@@ -201,7 +202,7 @@ def open_folder(
         resume: Whether the run may go on from it.
 
     Raises:
-        ValueError: The folder holds another run; the message shows every difference.
+        UserError: The folder holds another run; the message shows every difference.
     """
     if not resume:
         for name in ("states", "tensorboard", "pipeline", "samples"):
@@ -244,7 +245,7 @@ def _check_same_run(
     before, now = before | noted, now | facts
     if changed:
         differences = "; ".join(f"{n} = {before.get(n)}, not {now[n]}" for n in changed)
-        raise ValueError(
+        raise UserError(
             f"{folder} holds a run with {differences}: choose another folder, or do not resume"
         )
 

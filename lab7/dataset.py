@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from lab7.errors import MissingFileError, UserError
 from lab7.files import read_json, write_atomically
 from lab7.labels import LABELS, encode, load_conditions, load_objects, parse_labels
 
@@ -65,8 +66,8 @@ def resolve_root(root: str | Path | None = None) -> Path:
     """Return the data folder: the argument, else the one `LAB7_DATA` names, else the embedded set.
 
     Raises:
-        FileNotFoundError: There is no such folder.
-        ValueError: It is a file.
+        MissingFileError: There is no such folder.
+        UserError: It is a file.
     """
     return _existing_folder(root or os.environ.get("LAB7_DATA") or DATA_DIR)
 
@@ -83,8 +84,8 @@ def named_conditions(name: str, root: str | Path | None = None) -> list[tuple[st
         root: Data folder, see `resolve_root`.
 
     Raises:
-        FileNotFoundError: A file is missing.
-        ValueError: A file is no list of conditions.
+        MissingFileError: A file is missing.
+        UserError: A file is no list of conditions.
     """
     root = resolve_root(root)
     path = root / f"{name}.json"
@@ -129,8 +130,8 @@ class ICLEVRDataset(torch.utils.data.Dataset):
         course: Whether the pictures are the course's.
 
     Raises:
-        FileNotFoundError: The folder or the split's file does not exist.
-        ValueError: The folder is not the course's, a label or picture is wrong or missing, or the
+        MissingFileError: The folder or the split's file does not exist.
+        UserError: The folder is not the course's, a label or picture is wrong or missing, or the
             pack is broken; the message names it.
     """
 
@@ -164,17 +165,17 @@ def load_images(folder: str | Path, count: int | None = None) -> torch.Tensor:
         (N, 3, 64, 64) uint8, in the order of the numbers.
 
     Raises:
-        FileNotFoundError: There is no such folder.
-        ValueError: A picture is missing or unreadable, or there are more than `count`.
+        MissingFileError: There is no such folder.
+        UserError: A picture is missing or unreadable, or there are more than `count`.
     """
     folder = _existing_folder(folder)
     numbers = [int(name[1]) for name in map(_NUMBERED.fullmatch, os.listdir(folder)) if name]
     if not numbers:
-        raise ValueError(f"{folder} holds no pictures named 0.png, 1.png, …")
+        raise UserError(f"{folder} holds no pictures named 0.png, 1.png, …")
     if count is None:
         count = len(numbers)
     elif max(numbers) >= count:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds {max(numbers)}.png, but just {count} pictures are wanted: "
             f"0.png … {count - 1}.png, one for each condition"
         )
@@ -189,8 +190,8 @@ def read_pack(path: str | Path) -> tuple[list[str], np.ndarray]:
         row, column, RGB.
 
     Raises:
-        FileNotFoundError: No such file.
-        ValueError: The zip or one of its strips is broken.
+        MissingFileError: No such file.
+        UserError: The zip or one of its strips is broken.
     """
     with _open_pack(Path(path)) as pack:
         scenes = sorted(name.removesuffix(".avif") for name in pack.namelist())
@@ -206,7 +207,7 @@ def decode_pack(path: Path, names: Sequence[str]) -> np.ndarray:
         for row, name in enumerate(names):
             match = _STEP_NAME.fullmatch(name)
             if not match or f"{match[1]}.avif" not in pack.NameToInfo:
-                raise ValueError(f"{path} has no picture {name}")
+                raise UserError(f"{path} has no picture {name}")
             rows.setdefault(match[1], []).append((row, int(match[2])))
         images = np.empty((len(names), *PICTURE_SHAPE), np.uint8)
         scenes = in_threads(lambda scene: _read_strip(pack, scene), list(rows), "unpacking")
@@ -238,9 +239,9 @@ def _unseen_triples(root: Path) -> list[tuple[str, ...]]:
 def _existing_folder(folder: str | Path) -> Path:
     folder = Path(folder).expanduser()
     if not folder.exists():
-        raise FileNotFoundError(f"no folder {folder}")
+        raise MissingFileError(f"no folder {folder}")
     if not folder.is_dir():
-        raise ValueError(f"{folder} is a file, not a folder")
+        raise UserError(f"{folder} is a file, not a folder")
     return folder
 
 
@@ -251,19 +252,19 @@ def _check_folder(root: Path) -> None:
     if missing:
         parent = root.resolve().parent
         hint = f": did you mean {parent}?" if (parent / "train.json").is_file() else ""
-        raise ValueError(f"{root} is no i-CLEVR folder, it lacks {', '.join(missing)}{hint}")
+        raise UserError(f"{root} is no i-CLEVR folder, it lacks {', '.join(missing)}{hint}")
 
 
 def _load_labels(path: Path) -> dict[str, tuple[str, ...]]:
     entries = read_json(path)
     if not isinstance(entries, dict) or not entries:
-        raise ValueError(f"{path} does not map picture names to labels, as train.json does")
+        raise UserError(f"{path} does not map picture names to labels, as train.json does")
     labels = {}
     for name in sorted(entries):
         try:
             labels[name] = parse_labels(entries[name])
         except ValueError as error:
-            raise ValueError(f"{path}, picture {name}: {error}") from None
+            raise UserError(f"{path}, picture {name}: {error}") from None
     return labels
 
 
@@ -328,7 +329,7 @@ def _decode_folder(folder: Path, names: Sequence[str]) -> np.ndarray:
     missing = [name for name in names if name not in present]
     if missing:
         more = f" and {len(missing) - 1} more of {len(names)} pictures" if missing[1:] else ""
-        raise ValueError(f"{folder} lacks {missing[0]}{more}")
+        raise UserError(f"{folder} lacks {missing[0]}{more}")
     images = np.empty((len(names), *PICTURE_SHAPE), np.uint8)
     paths = [folder / name for name in names]
     for row, picture in enumerate(in_threads(_read_png, paths, "reading pictures")):
@@ -346,9 +347,9 @@ def _read_png(path: Path) -> np.ndarray:
                 # What torchvision's Resize((64, 64)) does to a PIL image: bilinear, antialiased.
                 small = image.convert("RGB").resize((IMAGE_SIZE,) * 2, Image.Resampling.BILINEAR)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is no complete PNG picture: {error}") from None
+        raise UserError(f"{path} is no complete PNG picture: {error}") from None
     if not allowed:
-        raise ValueError(
+        raise UserError(
             f"{path} is {size[0]}×{size[1]} {mode}: pictures are 320×240 or 64×64, RGB or RGBA"
         )
     return np.asarray(small)
@@ -358,7 +359,7 @@ def _open_pack(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is a broken pack: {error}") from None
+        raise UserError(f"{path} is a broken pack: {error}") from None
 
 
 def _read_strip(pack: zipfile.ZipFile, scene: str) -> np.ndarray:
@@ -367,9 +368,9 @@ def _read_strip(pack: zipfile.ZipFile, scene: str) -> np.ndarray:
         with Image.open(io.BytesIO(pack.read(f"{scene}.avif")), formats=["AVIF"]) as image:
             strip = np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{pack.filename} is broken at {scene}.avif: {error}") from None
+        raise UserError(f"{pack.filename} is broken at {scene}.avif: {error}") from None
     if strip.shape != STRIP_SHAPE:
-        raise ValueError(
+        raise UserError(
             f"{pack.filename}: {scene}.avif is {strip.shape[1]}×{strip.shape[0]}, not "
             f"{STRIP_SHAPE[1]}×{STRIP_SHAPE[0]}"
         )

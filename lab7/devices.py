@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, is_tensorboard_available
 from torch import Tensor
 
+from lab7.errors import UserError
 from lab7.experiments import PRECISIONS, TrainConfig
 from lab7.model import ConditionalUNet
 
@@ -30,7 +31,7 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         device: For instance "cuda", "cuda:1", "mps" or "cpu".
 
     Raises:
-        ValueError: This machine has no such device; the message names those it has.
+        UserError: This machine has no such device; the message names those it has.
     """
     gpu = torch.accelerator.current_accelerator(check_available=True)
     available = [gpu.type, "cpu"] if gpu else ["cpu"]
@@ -38,7 +39,7 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     kind, _, number = name.partition(":")
     count = 1 if kind == "cpu" else torch.accelerator.device_count()
     if kind not in available or (number and not (number.isdigit() and int(number) < count)):
-        raise ValueError(f"no device {name!r} here: choose one of {', '.join(available)}")
+        raise UserError(f"no device {name!r} here: choose one of {', '.join(available)}")
     return torch.device(name)
 
 
@@ -138,11 +139,11 @@ def build_accelerator(
         precision: What "auto" means in a run that was started before; None: choose now.
 
     Raises:
-        ValueError: The device does not have that precision.
+        UserError: The device does not have that precision.
     """
     allowed = PRECISIONS_BY_DEVICE.get(unet.device.type, PRECISIONS)
     if config.precision not in allowed:
-        raise ValueError(
+        raise UserError(
             f"precision {config.precision!r} is not for {unet.device.type}: choose one of "
             f"{', '.join(allowed)}"
         )

@@ -16,6 +16,8 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor
 from torch.nn import functional as F
 
+from lab7.errors import UserError
+
 # What of a scheduler's settings is the noise schedule; the others are the sampler's.
 NOISE = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
@@ -58,7 +60,7 @@ def convert_scheduler(scheduler: diffusers.SchedulerMixin, name: str) -> diffuse
         The sampler; `set_steps` sets its time steps.
 
     Raises:
-        ValueError: If there is no sampler of that name.
+        UserError: If there is no sampler of that name.
     """
     cls, settings = SAMPLERS[_known(_short(name), SAMPLERS)]
     noise = {key: scheduler.config[key] for key in NOISE if key in scheduler.config}
@@ -69,7 +71,7 @@ def scheduler_name(scheduler: diffusers.SchedulerMixin) -> str:
     """Return the name that `convert_scheduler` knows a scheduler by, for instance "ddpm".
 
     Raises:
-        ValueError: If it is none of the samplers offered.
+        UserError: If it is none of the samplers offered.
     """
     name = _short(type(scheduler).__name__)
     if isinstance(scheduler, DPMSolverMultistepScheduler):
@@ -85,7 +87,7 @@ def load_scheduler(folder: Path, class_name: str) -> diffusers.SchedulerMixin:
         class_name: Of the scheduler in diffusers, from model_index.json.
 
     Raises:
-        ValueError: If it is none of the samplers offered.
+        UserError: If it is none of the samplers offered.
     """
     return CLASSES[_known(class_name, CLASSES)].from_pretrained(folder)
 
@@ -98,14 +100,14 @@ def set_steps(scheduler: diffusers.SchedulerMixin, num_inference_steps: int) -> 
         num_inference_steps: 1 … T, for "unipcmultistep" 1 … T-1.
 
     Raises:
-        ValueError: If the number of steps is out of range.
+        UserError: If the number of steps is out of range.
     """
     total = scheduler.config.num_train_timesteps
     # UniPC takes no time steps but those it sets itself, and these leave t = 0 out.
     longest = total - 1 if isinstance(scheduler, UniPCMultistepScheduler) else total
     if not 1 <= num_inference_steps <= longest:
         nearest = min(max(num_inference_steps, 1), longest)
-        raise ValueError(
+        raise UserError(
             f"num_inference_steps {num_inference_steps} is not within 1 … {longest} for "
             f"{scheduler_name(scheduler)}: the nearest is {nearest}"
         )
@@ -205,7 +207,7 @@ def _alpha_sigma(scheduler: diffusers.SchedulerMixin, t: int) -> tuple[float, fl
 def _known(name: str, choices: Collection[str]) -> str:
     if name not in choices:
         close = difflib.get_close_matches(name, choices, 1, cutoff=0)[0]
-        raise ValueError(
+        raise UserError(
             f"unknown scheduler {name!r}: did you mean {close!r}? Choose one of {sorted(choices)}"
         )
     return name

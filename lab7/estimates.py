@@ -7,6 +7,8 @@ import numpy as np
 from scipy.stats import binomtest
 from torch import Tensor
 
+from lab7.errors import UserError
+
 _RESAMPLES = 2000
 Values = Sequence[float] | np.ndarray | Tensor
 
@@ -39,7 +41,7 @@ def share(above: Values, below: Values, groups: Values | None = None) -> Estimat
             together. None: every picture by itself.
 
     Raises:
-        ValueError: `groups` of another shape.
+        UserError: `groups` of another shape.
     """
     value, low, high, count = _bootstrap(_ratio, [above, below], groups)
     if value in (0, 1):
@@ -95,7 +97,7 @@ def _bootstrap(
     table = np.stack([np.asarray(column, dtype=float) for column in columns], axis=1)
     groups = np.arange(len(table)) if groups is None else np.asarray(groups)
     if groups.shape != table.shape[:1]:
-        raise ValueError(f"groups must be ({len(table)},), not {groups.shape}")
+        raise UserError(f"groups must be ({len(table)},), not {groups.shape}")
     names, rows = np.unique(groups, return_inverse=True)
     totals, count = np.zeros((len(names), len(columns))), len(names)
     np.add.at(totals, rows, table)

@@ -19,6 +19,7 @@ from torchvision.models import resnet18
 
 from lab7.dataset import DATA_DIR, IMAGE_SIZE, resolve_root, to_float
 from lab7.devices import choose_device
+from lab7.errors import MissingFileError, UserError
 from lab7.estimates import Estimate, Values, share
 from lab7.files import write_atomically
 from lab7.labels import NUM_LABELS
@@ -102,8 +103,8 @@ class Evaluator:
             root: Data folder, see `resolve_root`.
 
         Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: It does not hold weights of this network, or anything but weights.
+            MissingFileError: There is no such file.
+            UserError: It does not hold weights of this network, or anything but weights.
         """
         network = build_network()
         path = default_weights(root) if path is None else Path(path)
@@ -128,11 +129,11 @@ class Evaluator:
             (B, 24) float32 in [0, 1], on the CPU.
 
         Raises:
-            ValueError: Pictures of another shape.
+            UserError: Pictures of another shape.
         """
         if images.ndim != 4 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
             wanted = f"(B, 3, {IMAGE_SIZE}, {IMAGE_SIZE})"
-            raise ValueError(f"pictures must be {wanted}, not {tuple(images.shape)}")
+            raise UserError(f"pictures must be {wanted}, not {tuple(images.shape)}")
         parts = [torch.empty(0, NUM_LABELS)]
         for batch in images.split(batch_size) if len(images) else ():
             batch = batch.to(self.device)
@@ -168,7 +169,7 @@ def top_k_accuracy(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
         labels: (B, 24) multi-hot.
 
     Raises:
-        ValueError: Other shapes, or no label at all.
+        UserError: Other shapes, or no label at all.
     """
     return int(top_k_hits(probabilities, labels).sum()) / int((labels > THRESHOLD).sum())
 
@@ -196,16 +197,16 @@ def top_k_hits(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
         labels: (B, 24) multi-hot.
 
     Raises:
-        ValueError: Other shapes, or no label at all.
+        UserError: Other shapes, or no label at all.
     """
     if probabilities.shape != labels.shape or labels.shape[1:] != (NUM_LABELS,):
-        raise ValueError(
+        raise UserError(
             f"outputs and labels must both be (B, {NUM_LABELS}), not "
             f"{tuple(probabilities.shape)} and {tuple(labels.shape)}"
         )
     probabilities, wanted = probabilities.detach().cpu(), labels.cpu() > THRESHOLD
     if not wanted.any():
-        raise ValueError("there is nothing to score: no picture has a label")
+        raise UserError("there is nothing to score: no picture has a label")
     ranks = probabilities.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return ((ranks < wanted.sum(1, keepdim=True)) & wanted).sum(1)
 
@@ -246,7 +247,7 @@ def compute_scores(
             together. None: every picture has its own.
 
     Raises:
-        ValueError: Other shapes, or no label at all.
+        UserError: Other shapes, or no label at all.
     """
     hits, seen = top_k_hits(probabilities, labels), probabilities.detach().cpu() >= THRESHOLD
     return Scores.of(label_ratios(hits, seen, labels.cpu()), groups)
@@ -260,24 +261,24 @@ def default_weights(root: str | Path | None = None) -> Path:
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
-        raise FileNotFoundError(f"no evaluator weights {path}")
+        raise MissingFileError(f"no evaluator weights {path}")
     if path.suffix == ".safetensors":
         try:
             return safetensors.torch.load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file: {error}") from None
+            raise UserError(f"{path} is no safetensors file: {error}") from None
     try:
         with warnings.catch_warnings(action="ignore"):  # about a file that is refused anyway
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise ValueError(
+        raise UserError(
             f"{path} is refused: it is no checkpoint, or holds more than weights, "
             "which could run code"
         ) from None
     except (RuntimeError, EOFError, KeyError, ValueError):
-        raise ValueError(f"{path} is no checkpoint that PyTorch can read") from None
+        raise UserError(f"{path} is no checkpoint that PyTorch can read") from None
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
-        raise ValueError(f"{path} is no checkpoint of the course: it has no weights under 'model'")
+        raise UserError(f"{path} is no checkpoint of the course: it has no weights under 'model'")
     return checkpoint["model"]
 
 
@@ -286,13 +287,13 @@ def _fill(network: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> N
     for name, tensor in network.state_dict().items():
         found = weights.get(name)
         if not isinstance(found, torch.Tensor):
-            raise ValueError(f"{path} does not fit the evaluator's ResNet-18: it lacks {name}")
+            raise UserError(f"{path} does not fit the evaluator's ResNet-18: it lacks {name}")
         if found.shape != tensor.shape:
-            raise ValueError(
+            raise UserError(
                 f"{path} does not fit the evaluator's ResNet-18: {name} is "
                 f"{tuple(found.shape)}, must be {tuple(tensor.shape)}"
             )
     surplus = sorted(set(weights) - set(network.state_dict()), key=str)
     if surplus:
-        raise ValueError(f"{path} does not fit the evaluator's ResNet-18: it has {surplus[0]} too")
+        raise UserError(f"{path} does not fit the evaluator's ResNet-18: it has {surplus[0]} too")
     network.load_state_dict(weights)

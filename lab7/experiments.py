@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from lab7.errors import UserError
+
 OPTIMIZERS = ("adamw", "muon")
 TIME_SAMPLINGS = ("uniform", "logit_normal")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -76,13 +78,13 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("num_steps", "batch_size", "learning_rate", "log_every", "save_every"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} {getattr(self, name)} must be above 0")
+                raise UserError(f"{name} {getattr(self, name)} must be above 0")
         for name in ("budget_seconds", "sample_every"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} {getattr(self, name)} must be above 0")
+                raise UserError(f"{name} {getattr(self, name)} must be above 0")
         for name in ("label_dropout", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} {getattr(self, name)} is not within 0 … 1")
+                raise UserError(f"{name} {getattr(self, name)} is not within 0 … 1")
         choices = {
             "precision": PRECISIONS,
             "optimizer": OPTIMIZERS,
@@ -90,12 +92,12 @@ class TrainConfig:
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(
+                raise UserError(
                     f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(allowed)}"
                 )
 
         if self.precision == "float16" and self.optimizer == "muon":
-            raise ValueError("precision 'float16' is not for 'muon': take 'bfloat16' or 'adamw'")
+            raise UserError("precision 'float16' is not for 'muon': take 'bfloat16' or 'adamw'")
 
     def to_json(self) -> str:
         """Write the configuration as JSON."""
@@ -106,16 +108,16 @@ class TrainConfig:
         """Read what `to_json` wrote.
 
         Raises:
-            ValueError: If it is not a JSON object or holds an unknown field.
+            UserError: If it is not a JSON object or holds an unknown field.
         """
         values = json.loads(text)
         if not isinstance(values, dict):
-            raise ValueError("a training configuration is a JSON object")
+            raise UserError("a training configuration is a JSON object")
         names = [f.name for f in fields(cls)]
         for name in values:
             if name not in names:
                 close = difflib.get_close_matches(name, names, 1, cutoff=0)[0]
-                raise ValueError(f"unknown field {name!r}: did you mean {close!r}?")
+                raise UserError(f"unknown field {name!r}: did you mean {close!r}?")
         return cls(**values)
 
 
@@ -136,11 +138,11 @@ def get_experiment(name: str) -> Experiment:
     """Look up an experiment.
 
     Raises:
-        ValueError: If there is none of this name; the message has the nearest.
+        UserError: If there is none of this name; the message has the nearest.
     """
     if name not in EXPERIMENTS:
         close = difflib.get_close_matches(name, EXPERIMENTS, 1, cutoff=0)[0]
-        raise ValueError(
+        raise UserError(
             f"unknown experiment {name!r}: did you mean {close!r}? "
             f"Choose one of {', '.join(EXPERIMENTS)}"
         )

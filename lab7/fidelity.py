@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from lab7.auditor import FEATURES, Auditor
 from lab7.dataset import ICLEVRDataset, cache_folder, data_hash
+from lab7.errors import UserError
 from lab7.estimates import Estimate
 from lab7.files import write_atomically
 
@@ -97,13 +98,13 @@ def kernel_distance(x: Tensor, y: Tensor, groups: Tensor | None = None) -> Estim
             has its own.
 
     Raises:
-        ValueError: Fewer than three groups, or fewer than two pictures in y.
+        UserError: Fewer than three groups, or fewer than two pictures in y.
     """
     groups = torch.arange(len(x)) if groups is None else groups
     _, rows, sizes = groups.unique(return_inverse=True, return_counts=True)
     count = len(sizes)
     if count < 3 or len(y) < 2:
-        raise ValueError(
+        raise UserError(
             f"a kernel distance needs three groups and two real pictures, not {count} and {len(y)}"
         )
     x, y, n = x.double(), y.double(), len(x)

@@ -10,24 +10,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lab7.errors import MissingFileError, UserError, user_files
+
 
 def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        FileNotFoundError: No such file; the message names the nearest one in the folder.
-        ValueError: The file is not JSON.
+        MissingFileError: No such file; the message names the nearest one in the folder.
+        UserError: The file is not JSON.
     """
     path = Path(path)
     if not path.exists():
         names = [file.name for file in path.parent.glob("*.json")]
         nearest = difflib.get_close_matches(path.name, names, n=1)
         hint = f": did you mean {path.parent / nearest[0]}?" if nearest else ""
-        raise FileNotFoundError(f"no file {path}{hint}")
+        raise MissingFileError(f"no file {path}{hint}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from None
+        raise UserError(f"{path} is not a JSON file: {error}") from None
 
 
 def write_atomically(
@@ -41,42 +43,43 @@ def write_atomically(
             is left behind.
 
     Raises:
-        OSError: No permission, no space, or a file where a folder is needed.
+        UserError: No permission, no space, or a file where a folder is needed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with open(descriptor, "wb") as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(content.encode() if isinstance(content, str) else content)
-        os.chmod(name, 0o644)  # mkstemp lets nobody but the owner read
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with user_files():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        try:
+            with open(descriptor, "wb") as file:
+                if callable(content):
+                    content(file)
+                else:
+                    file.write(content.encode() if isinstance(content, str) else content)
+            os.chmod(name, 0o644)  # mkstemp lets nobody but the owner read
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
 
 
 def require_no_file(folder: Path) -> None:
     """Find out whether a folder to write to is, or lies in, what is a file.
 
     Raises:
-        ValueError: It does; the message names the file.
+        UserError: It does; the message names the file.
     """
     for place in (folder, *folder.parents):
         if place.exists() and not place.is_dir():
-            raise ValueError(f"{place} is a file, not a folder: choose another output")
+            raise UserError(f"{place} is a file, not a folder: choose another output")
 
 
 def require_writable(folder: Path) -> None:
     """Make a folder that long work will write to, and find out now whether it may.
 
     Raises:
-        OSError: No permission, or a read-only place.
-        ValueError: A file where a folder is needed.
+        UserError: No permission, a read-only place, or a file where a folder is needed.
     """
     require_no_file(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    with user_files():
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))

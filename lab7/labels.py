@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lab7.errors import UserError
 from lab7.files import read_json
 
 COLORS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
@@ -29,16 +30,16 @@ def parse_label(text: str) -> str:
         text: For instance "red cube" or " Red  CUBE ".
 
     Raises:
-        ValueError: It is none of the 24 labels; the message names the nearest.
+        UserError: It is none of the 24 labels; the message names the nearest.
     """
     if not isinstance(text, str):
-        raise ValueError(f"a label is a text such as 'red cube', not {text!r}")
+        raise UserError(f"a label is a text such as 'red cube', not {text!r}")
     label = " ".join(text.lower().split())
     if label in _INDEX:
         return label
     nearest = difflib.get_close_matches(label, LABELS, n=1)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    raise ValueError(
+    raise UserError(
         f"unknown label {text!r}: {hint}"
         f"Labels are a color ({', '.join(COLORS)}) and a shape ({', '.join(SHAPES)})"
     )
@@ -51,14 +52,14 @@ def parse_labels(labels: Sequence[str]) -> tuple[str, ...]:
         labels: Distinct labels in any case and spacing; an empty list is the null condition.
 
     Raises:
-        ValueError: An unknown label, one given twice, or a single text instead of a list.
+        UserError: An unknown label, one given twice, or a single text instead of a list.
     """
     if not isinstance(labels, (list, tuple)):
-        raise ValueError(f"a condition is a list of labels such as ['red cube'], not {labels!r}")
+        raise UserError(f"a condition is a list of labels such as ['red cube'], not {labels!r}")
     condition = tuple(parse_label(label) for label in labels)
     if len(set(condition)) < len(condition):
         twice = next(label for label in condition if condition.count(label) > 1)
-        raise ValueError(f"label {twice!r} is given twice: each label may stand once")
+        raise UserError(f"label {twice!r} is given twice: each label may stand once")
     return condition
 
 
@@ -69,10 +70,10 @@ def parse_condition(text: str) -> tuple[str, ...]:
         text: For instance "red cube, blue cylinder".
 
     Raises:
-        ValueError: No label at all, an unknown one, or one given twice.
+        UserError: No label at all, an unknown one, or one given twice.
     """
     if not text.strip(" ,"):
-        raise ValueError(f"empty condition {text!r}: write labels such as 'red cube, cyan sphere'")
+        raise UserError(f"empty condition {text!r}: write labels such as 'red cube, cyan sphere'")
     return parse_labels(text.split(","))
 
 
@@ -86,10 +87,10 @@ def encode(conditions: Sequence[Sequence[str]]) -> torch.Tensor:
         (B, 24) float32, 1 at the labels of each condition and 0 elsewhere.
 
     Raises:
-        ValueError: A flat list of labels, an unknown label, or one given twice.
+        UserError: A flat list of labels, an unknown label, or one given twice.
     """
     if isinstance(conditions, str) or any(isinstance(labels, str) for labels in conditions):
-        raise ValueError(f"expected a list of label lists such as {_EXAMPLE}, not {conditions!r}")
+        raise UserError(f"expected a list of label lists such as {_EXAMPLE}, not {conditions!r}")
     multi_hot = np.zeros((len(conditions), NUM_LABELS), np.float32)
     for row, labels in zip(multi_hot, conditions, strict=True):
         for label in parse_labels(labels):
@@ -104,10 +105,10 @@ def decode(multi_hot: torch.Tensor) -> list[tuple[str, ...]]:
         multi_hot: (B, 24), 1 (or anything above 0.5) where a label is present.
 
     Raises:
-        ValueError: The tensor is not (B, 24).
+        UserError: The tensor is not (B, 24).
     """
     if multi_hot.ndim != 2 or multi_hot.shape[1] != NUM_LABELS:
-        raise ValueError(f"expected a tensor (B, {NUM_LABELS}), not {tuple(multi_hot.shape)}")
+        raise UserError(f"expected a tensor (B, {NUM_LABELS}), not {tuple(multi_hot.shape)}")
     return [
         tuple(label for label, value in zip(LABELS, row, strict=True) if value > 0.5)
         for row in multi_hot.tolist()
@@ -121,23 +122,23 @@ def load_conditions(path: str | Path) -> list[tuple[str, ...]]:
         One condition a row, labels in the order of the file.
 
     Raises:
-        FileNotFoundError: No such file.
-        ValueError: Not JSON, no or empty conditions, a flat list, or a wrong label; the message
+        MissingFileError: No such file.
+        UserError: Not JSON, no or empty conditions, a flat list, or a wrong label; the message
             names the file and the row.
     """
     rows = read_json(path)
     if not isinstance(rows, list):
-        raise ValueError(f"{path} is no condition file: it must hold a list such as {_EXAMPLE}")
+        raise UserError(f"{path} is no condition file: it must hold a list such as {_EXAMPLE}")
     if not rows:
-        raise ValueError(f"{path} holds no conditions: expected a list such as {_EXAMPLE}")
+        raise UserError(f"{path} holds no conditions: expected a list such as {_EXAMPLE}")
     conditions = []
     for number, row in enumerate(rows):
         try:
             conditions.append(parse_labels(row))
         except ValueError as error:
-            raise ValueError(f"{path}, row {number} (counted from 0): {error}") from None
+            raise UserError(f"{path}, row {number} (counted from 0): {error}") from None
         if not row:
-            raise ValueError(f"{path}, row {number} (counted from 0) is empty: name its objects")
+            raise UserError(f"{path}, row {number} (counted from 0) is empty: name its objects")
     return conditions
 
 
@@ -145,16 +146,16 @@ def load_objects(path: str | Path) -> dict[str, int]:
     """Read objects.json and check that it numbers the labels as `LABELS` does.
 
     Raises:
-        FileNotFoundError: No such file.
-        ValueError: A label is missing, unknown, or numbered otherwise.
+        MissingFileError: No such file.
+        UserError: A label is missing, unknown, or numbered otherwise.
     """
     objects = read_json(path)
     if not isinstance(objects, dict):
-        raise ValueError(f"{path} must map the {NUM_LABELS} labels to their indices")
+        raise UserError(f"{path} must map the {NUM_LABELS} labels to their indices")
     for label, index in _INDEX.items():
         if objects.get(label) != index:
-            raise ValueError(f"{path} must map {label!r} to {index}, not to {objects.get(label)}")
+            raise UserError(f"{path} must map {label!r} to {index}, not to {objects.get(label)}")
     if len(objects) > NUM_LABELS:
         extra = next(label for label in objects if label not in _INDEX)
-        raise ValueError(f"{path} has {extra!r}, which is none of the course's {NUM_LABELS} labels")
+        raise UserError(f"{path} has {extra!r}, which is none of the course's {NUM_LABELS} labels")
     return objects

@@ -12,6 +12,8 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lab7.errors import UserError
+
 CONDITIONS = ("embedding", "channels")
 
 
@@ -47,7 +49,7 @@ class ConditionalUNet(UNet2DModel):
             not use it; it is saved with it, for training and sampling have to agree on it.
 
     Raises:
-        ValueError: If `condition` is unknown or `sample_size` does not fit the number of levels.
+        UserError: If `condition` is unknown or `sample_size` does not fit the number of levels.
     """
 
     @register_to_config
@@ -72,9 +74,9 @@ class ConditionalUNet(UNet2DModel):
     ):
         smallest = patch_size * 2 ** (len(block_out_channels) - 1)
         if condition not in CONDITIONS:
-            raise ValueError(f"unknown condition {condition!r}: choose one of {CONDITIONS}")
+            raise UserError(f"unknown condition {condition!r}: choose one of {CONDITIONS}")
         if sample_size % smallest:
-            raise ValueError(f"sample_size {sample_size} is not a multiple of {smallest}")
+            raise UserError(f"sample_size {sample_size} is not a multiple of {smallest}")
         as_channels = condition == "channels"
         super().__init__(
             sample_size=sample_size // patch_size,

@@ -25,6 +25,7 @@ from lab7.diffusion import (
     scheduler_name,
     set_steps,
 )
+from lab7.errors import MissingFileError, UserError
 from lab7.labels import NUM_LABELS, encode, parse_condition
 from lab7.model import ConditionalUNet
 
@@ -95,7 +96,7 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
             The pictures as `.images`.
 
         Raises:
-            ValueError: If a condition, the seeds or a setting is not valid, or a picture is not
+            UserError: If a condition, the seeds or a setting is not valid, or a picture is not
                 finite.
         """
         cond = _encode_conditions(conditions)
@@ -142,7 +143,7 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
             from it, and the next xt in units of x0: after the last step, the picture.
 
         Raises:
-            ValueError: If the number of steps is out of range, or a picture is not finite.
+            UserError: If the number of steps is out of range, or a picture is not finite.
         """
         generators = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
         cond = cond.to(self.device)
@@ -157,7 +158,7 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
             clipped = prediction_of(self.scheduler, x0 * scale, int(t), xt)
             xt_next = self.scheduler.step(clipped, t, xt, **extra).prev_sample
             if not (prediction.isfinite().all() & xt_next.isfinite().all()):
-                raise ValueError(
+                raise UserError(
                     f"a picture is not finite at t = {int(t)}: sampler {sampler}, "
                     f"{num_inference_steps} steps, guidance_scale {guidance_scale}"
                 )
@@ -181,13 +182,13 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
 
     def _check(self, count: int, seeds: Sequence[int], guidance: float, output_type: str) -> None:
         if count == 0:
-            raise ValueError("no conditions: give at least one list of labels")
+            raise UserError("no conditions: give at least one list of labels")
         if len(seeds) != count:
-            raise ValueError(f"{len(seeds)} seeds for {count} pictures: give one for each")
+            raise UserError(f"{len(seeds)} seeds for {count} pictures: give one for each")
         if not math.isfinite(guidance):
-            raise ValueError(f"guidance_scale {guidance} is no number to multiply with: 1 is none")
+            raise UserError(f"guidance_scale {guidance} is no number to multiply with: 1 is none")
         if output_type not in ("pil", "pt"):
-            raise ValueError(f"unknown output_type {output_type!r}: choose 'pil' or 'pt'")
+            raise UserError(f"unknown output_type {output_type!r}: choose 'pil' or 'pt'")
 
 
 def load_pipeline(
@@ -209,13 +210,13 @@ def load_pipeline(
         The pipeline, in float32.
 
     Raises:
-        FileNotFoundError: If the folder or its weights are missing.
-        ValueError: If the folder does not hold such a pipeline.
+        MissingFileError: If the folder or its weights are missing.
+        UserError: If the folder does not hold such a pipeline.
     """
     path = GENERATOR_DIR if path is None else Path(path)
     for part in ("model_index.json", "unet/diffusion_pytorch_model.safetensors"):
         if not (path / part).is_file():
-            raise FileNotFoundError(f"no saved generator in {path}: {part} is missing")
+            raise MissingFileError(f"no saved generator in {path}: {part} is missing")
     try:
         index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
         unet = ConditionalUNet.from_pretrained(path, subfolder="unet", use_safetensors=True)
@@ -223,7 +224,7 @@ def load_pipeline(
         own_name = scheduler_name(own_scheduler)
         settings = {k: index[k] for k in SETTINGS}
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{path} does not hold a saved generator: {_first_line(error)}") from error
+        raise UserError(f"{path} does not hold a saved generator: {_first_line(error)}") from error
     chosen = convert_scheduler(own_scheduler, scheduler or own_name)
     unet = unet.eval().to(memory_format=torch.channels_last)  # draws batches half as fast again
     return ConditionalDDPMPipeline(unet, chosen, **settings).to(choose_device(device))
@@ -240,11 +241,11 @@ def save_pipeline(pipeline: ConditionalDDPMPipeline, path: str | Path) -> None:
         path: Folder to write; a saved pipeline there is replaced once the new one is complete.
 
     Raises:
-        ValueError: If the folder holds something else.
+        UserError: If the folder holds something else.
     """
     path = Path(path)
     if path.exists() and not (path / "model_index.json").is_file():
-        raise ValueError(f"{path} is not a saved generator, so it is not replaced by one")
+        raise UserError(f"{path} is not a saved generator, so it is not replaced by one")
     half = ConditionalUNet.from_config(pipeline.unet.own_config).half()
     half.load_state_dict(pipeline.unet.state_dict())
     settings = {k: pipeline.config[k] for k in SETTINGS}
@@ -268,7 +269,7 @@ def _encode_conditions(conditions: Conditions) -> Tensor:
     if not isinstance(conditions, Tensor):
         return encode(conditions)
     if conditions.ndim != 2 or conditions.shape[1] != NUM_LABELS:
-        raise ValueError(
+        raise UserError(
             f"conditions have the shape {tuple(conditions.shape)}: expected (B, {NUM_LABELS})"
         )
     return conditions.float()

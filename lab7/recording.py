@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lab7.dataset import SCORED, ICLEVRDataset, data_hash, is_course
 from lab7.diffusion import convert_scheduler, scheduler_name
+from lab7.errors import UserError
 from lab7.estimates import Estimate, difference
 from lab7.evaluator import Evaluator
 from lab7.files import read_json, require_writable, write_atomically
@@ -74,7 +75,7 @@ def record_generator(
         The record's folder.
 
     Raises:
-        ValueError: See `require_same_pictures`.
+        UserError: See `require_same_pictures`.
     """
     course_judge = evaluator.path is not None and evaluator.path.suffix == ".pth"
     metrics = {
@@ -112,13 +113,13 @@ def require_same_pictures(checkpoint: Path, data: Path | None) -> None:
     """Check that a training run in this project drew on the pictures that `data` holds.
 
     Raises:
-        ValueError: The generator was trained on the course's pictures and the conditions are not
+        UserError: The generator was trained on the course's pictures and the conditions are not
             of the course, or the other way round.
     """
     where = checkpoint.parent / "environment.json"
     trained_on = read_json(where) if where.exists() else {}
     if trained_on and trained_on.get("course_pictures", False) != is_course(data):
-        raise ValueError(
+        raise UserError(
             f"{checkpoint.parent} was trained on other pictures than the conditions are for: give "
             "evaluate the same --data or LAB7_DATA as train"
         )
@@ -176,7 +177,7 @@ def record_sweep(
         verdicts; "best_guidance": the scale with the highest top-k accuracy, of equals the lowest.
     """
     if not guidance_scales:
-        raise ValueError("no guidance scales to try: give at least one")
+        raise UserError("no guidance scales to try: give at least one")
     require_writable(root / name)
     if keep:
         require_writable(checkpoint)
@@ -213,7 +214,7 @@ def recorded_verdicts(record: Record, part: str) -> Verdicts:
     """Return what was said of every picture of a set, for instance of "test".
 
     Raises:
-        ValueError: The record has none; the message names the record and the nearest there is.
+        UserError: The record has none; the message names the record and the nearest there is.
     """
     return Verdicts(**record.get(f"{part}.pictures"))
 
@@ -236,11 +237,11 @@ def compare_paired(
         score: Any score, for instance "top_k" or "exact_scene".
 
     Raises:
-        ValueError: Unknown names, or records that cannot be compared; the message names them.
+        UserError: Unknown names, or records that cannot be compared; the message names them.
     """
     sides = [[side] if isinstance(side, Record) else list(side) for side in (first, second)]
     if not all(sides):
-        raise ValueError("no records on one side: give one for each training")
+        raise UserError("no records on one side: give one for each training")
     _require_alike([*sides[0], *sides[1]], part)
     pairs = [[_ratio(record, part, score) for record in side] for side in sides]
     sums = [np.sum(side, axis=0) for side in pairs]  # over trainings: above and below, (2, B)
@@ -316,7 +317,7 @@ def _require_alike(records: Sequence[Record], part: str) -> None:
         if other:
             values = facts[0][other[0]], found[other[0]]
             shown = f" ({values[0]} and {values[1]})" if not isinstance(values[0], list) else ""
-            raise ValueError(
+            raise UserError(
                 f"records {records[0].name!r} and {record.name!r} cannot be compared: "
                 f"they differ in {other[0]}{shown}"
             )
@@ -328,7 +329,7 @@ def _ratio(record: Record, part: str, score: str) -> np.ndarray:
     known = {name: pair for pairs in parts.values() for name, pair in pairs.items()}
     if score not in known:
         close = difflib.get_close_matches(score, known, 1, cutoff=0)[0]
-        raise ValueError(
+        raise UserError(
             f"no score {score!r}: did you mean {close!r}? Choose one of {', '.join(known)}"
         )
     return np.stack([np.asarray(column, dtype=float) for column in known[score]])

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lab7.errors import MissingFileError, UserError
 from lab7.estimates import Estimate, wilson
 from lab7.files import read_json, write_atomically
 
@@ -48,7 +49,7 @@ class Record:
             key: Its path with dots, for instance "test.top_k.value".
 
         Raises:
-            ValueError: The record has no such metric; the message names the nearest.
+            UserError: The record has no such metric; the message names the nearest.
         """
         value: Any = self.metrics
         for depth, part in enumerate(key.split(".")):
@@ -56,7 +57,7 @@ class Record:
                 known = list(value) if isinstance(value, dict) else []
                 where = ".".join(key.split(".")[:depth]) or "its metrics"
                 wanted = f"record {self.name!r} has no {key!r}"
-                raise ValueError(f"{wanted}: {where} holds {_list(known)}{_nearest(part, known)}")
+                raise UserError(f"{wanted}: {where} holds {_list(known)}{_nearest(part, known)}")
             value = value[part]
         return value
 
@@ -85,15 +86,15 @@ def write_record(
         The record's folder.
 
     Raises:
-        ValueError: A name that is no folder name, "environment" among the metrics, or a value
+        UserError: A name that is no folder name, "environment" among the metrics, or a value
             that JSON does not know (NaN).
         OSError: No permission, or a file where a folder is needed.
     """
     if not _NAME.fullmatch(run_name):
-        raise ValueError(f"a record's name is letters, digits, '-', '_' and '.', not {run_name!r}")
+        raise UserError(f"a record's name is letters, digits, '-', '_' and '.', not {run_name!r}")
     config, metrics = _plain(config), _plain(metrics)
     if "environment" in metrics:
-        raise ValueError("'environment' is no name for a metric: write_record fills it in")
+        raise UserError("'environment' is no name for a metric: write_record fills it in")
     metrics["environment"] = environment() | {"seeds": list(seeds)}
     if weights is not None:
         metrics["environment"]["weights_sha256"] = file_hash(weights)
@@ -108,13 +109,13 @@ def read_record(run_name: str, root: str | Path = RESULTS_DIR) -> Record:
     """Read one record.
 
     Raises:
-        ValueError: There is none of that name; the message names the nearest.
+        UserError: There is none of that name; the message names the nearest.
     """
     folder = Path(root) / run_name
     if not (folder / "metrics.json").is_file():
         known = _record_names(Path(root))
         hint = _nearest(run_name, known)
-        raise ValueError(f"no record {run_name!r} in {root}: it holds {_list(known)}{hint}")
+        raise UserError(f"no record {run_name!r} in {root}: it holds {_list(known)}{hint}")
     metrics = read_json(folder / "metrics.json")
     measured_in = metrics.pop("environment", {})
     return Record(run_name, read_json(folder / "config.json"), metrics, measured_in)
@@ -138,17 +139,17 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     """Read the rows of a JSON-lines file.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: A line is not JSON.
+        MissingFileError: There is no such file.
+        UserError: A line is not JSON.
     """
     path, rows = Path(path), []
     if not path.is_file():
-        raise FileNotFoundError(f"no log {path}")
+        raise MissingFileError(f"no log {path}")
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             rows.append(json.loads(line))
         except ValueError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
+            raise UserError(f"{path}, line {number} is not JSON: {error}") from None
     return rows
 
 
@@ -206,7 +207,7 @@ def file_hash(path: str | Path) -> str:
     if path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()
     if not path.is_dir():
-        raise FileNotFoundError(f"no file or folder {path}")
+        raise MissingFileError(f"no file or folder {path}")
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")):
         if file.is_file():
@@ -232,7 +233,7 @@ def _dump(value: Any) -> str:
     try:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"a record cannot hold this: {error}") from None
+        raise UserError(f"a record cannot hold this: {error}") from None
     # A line break is always layout: within a string JSON writes it as an escape.
     return re.sub(r"\[\n[^\[\]{}]*\n *\]", _one_line, text) + "\n"
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lab7.auditor import Audit, Auditor, scene_ratios
 from lab7.diffusion import scheduler_name
+from lab7.errors import UserError
 from lab7.estimates import Estimate, Values, mean, share
 from lab7.evaluator import THRESHOLD, Evaluator, Scores, label_ratios, top_k_hits
 from lab7.fidelity import Fidelity, RealPictures
@@ -117,7 +118,7 @@ def draw_and_judge(
         and the pictures (R·N, 3, 64, 64) in [-1, 1], repetition by repetition.
     """
     if repetitions < 1:
-        raise ValueError(f"repetitions {repetitions} must be at least 1")
+        raise UserError(f"repetitions {repetitions} must be at least 1")
     settings = pipeline.settings(num_inference_steps, guidance_scale)
     labels = encode(conditions).repeat(repetitions, 1)
     seeds = range(first_seed, first_seed + len(labels))
@@ -155,11 +156,11 @@ def judge_pictures(
         "pictures", the `Verdicts`, and what `score_verdicts` makes of them.
 
     Raises:
-        ValueError: The number of pictures is no multiple of the number of conditions.
+        UserError: The number of pictures is no multiple of the number of conditions.
     """
     repetitions, rest = divmod(len(images), len(conditions) or 1)
     if rest or not repetitions or not conditions:
-        raise ValueError(f"{len(images)} pictures do not fit {len(conditions)} conditions")
+        raise UserError(f"{len(images)} pictures do not fit {len(conditions)} conditions")
     condition = list(range(len(conditions))) * repetitions
     labels, groups = encode(conditions)[condition], torch.tensor(condition)
     probabilities = evaluator.predict(images)

@@ -30,6 +30,7 @@ from lab7.checkpoints import (
 from lab7.dataset import data_hash, to_float
 from lab7.devices import build_accelerator, choose_device, keep_freed_memory
 from lab7.diffusion import convert_scheduler, diffusion_loss
+from lab7.errors import UserError
 from lab7.experiments import TrainConfig
 from lab7.files import write_atomically
 from lab7.model import ConditionalUNet
@@ -88,12 +89,12 @@ def train(
         The pipeline with the averaged weights.
 
     Raises:
-        ValueError: If `output_dir` holds another run or is in use by one, the batch, the
+        UserError: If `output_dir` holds another run or is in use by one, the batch, the
             precision or the device does not fit, or the loss is no longer finite.
         KeyboardInterrupt: After Ctrl+C, a notebook's Stop or SIGTERM, when all is saved.
     """
     if max_seconds is not None and not max_seconds > 0:
-        raise ValueError(f"max_seconds {max_seconds} must be above 0")
+        raise UserError(f"max_seconds {max_seconds} must be above 0")
     deadline = time.perf_counter() + (max_seconds or math.inf)
     folder, device = Path(output_dir), choose_device(device)
     with contextlib.ExitStack() as stack:
@@ -160,7 +161,7 @@ class Run:
             would choose now.
 
     Raises:
-        ValueError: A batch that is larger than the data or that the processes cannot share, or a
+        UserError: A batch that is larger than the data or that the processes cannot share, or a
             precision that the device lacks.
     """
 
@@ -173,7 +174,7 @@ class Run:
         resume: bool = True,
     ):
         if config.batch_size > len(dataset.images):
-            raise ValueError(
+            raise UserError(
                 f"batch_size {config.batch_size} is larger than the data: there are "
                 f"{len(dataset.images)} pictures"
             )
@@ -290,7 +291,7 @@ class Run:
         sums, counts = self.accelerator.reduce(self._losses).tolist()
         loss = sum(sums) / sum(counts)
         if not math.isfinite(loss):
-            raise ValueError(
+            raise UserError(
                 f"the loss is {loss} at step {self.step}: lower the learning rate; the last good "
                 f"weights are in {self.folder}"
             )
@@ -317,11 +318,11 @@ class Run:
         """Save a state to resume from, and the pipeline as it is now.
 
         Raises:
-            ValueError: The weights are no longer finite; nothing is written.
+            UserError: The weights are no longer finite; nothing is written.
         """
         started = time.perf_counter()
         if not all(weight.isfinite().all() for weight in self.network.parameters()):
-            raise ValueError(
+            raise UserError(
                 f"the weights are no longer finite at step {self.step}: lower the learning rate; "
                 f"the last good ones are in {self.folder}"
             )
@@ -391,7 +392,7 @@ class Batches:
         accelerator: With several processes, each gets its share of a batch.
 
     Raises:
-        ValueError: The processes cannot share a batch evenly.
+        UserError: The processes cannot share a batch evenly.
     """
 
     def __init__(
@@ -405,7 +406,7 @@ class Batches:
         if accelerator is not None:
             index, processes = accelerator.process_index, accelerator.num_processes
         if config.batch_size % processes:
-            raise ValueError(
+            raise UserError(
                 f"batch_size {config.batch_size} is not a multiple of the {processes} processes"
             )
         self.config, self.device = config, device
@@ -469,7 +470,7 @@ def _build_unet(config: TrainConfig) -> ConditionalUNet:
         try:
             unet.load_state_dict(load_pipeline(config.init_from, "cpu").unet.state_dict())
         except RuntimeError as error:
-            raise ValueError(
+            raise UserError(
                 f"the weights in {config.init_from} do not fit this network: "
                 + str(error).splitlines()[1].strip()
             ) from error

@@ -30,6 +30,7 @@ from lab7.dataset import (
     named_conditions,
     resolve_root,
 )
+from lab7.errors import UserError
 from lab7.estimates import Estimate
 from lab7.experiments import EXPERIMENTS
 from lab7.files import read_json, require_no_file, write_atomically
@@ -73,9 +74,9 @@ def build(
         The files written; nothing is written unless all of it could be made.
 
     Raises:
-        ValueError: A record or one of its keys is missing, the data are not those of the records,
+        UserError: A record or one of its keys is missing, the data are not those of the records,
             or `output` is a file; the message names it.
-        FileNotFoundError: A picture, a log or a file of the data set is missing.
+        MissingFileError: A picture, a log or a file of the data set is missing.
         OSError: `output` cannot be written.
     """
     output, results = Path(output), Path(results)
@@ -121,7 +122,7 @@ def find_data(data: str | Path | None, course: bool) -> Path:
     root = resolve_root(data) if course or data is not None else DATA_DIR
     if is_course(root) != course:
         wanted = "the course's: name its folder with --data or LAB7_DATA" if course else "embedded"
-        raise ValueError(f"{root} does not hold the pictures of the records, which are {wanted}")
+        raise UserError(f"{root} does not hold the pictures of the records, which are {wanted}")
     return root
 
 
@@ -327,4 +328,4 @@ def typeset(work: Path, kind: str) -> bytes:
             work / "report.typ", root=work, format=kind, ignore_system_fonts=True, timestamp=0
         )
     except typst.TypstError as error:
-        raise ValueError(f"the report cannot be built: {error.message}") from None
+        raise UserError(f"the report cannot be built: {error.message}") from None

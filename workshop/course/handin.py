@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from lab7.dataset import DATA_DIR, IMAGE_SIZE, SCORED, named_conditions
+from lab7.errors import UserError
 from lab7.evaluator import Evaluator
 from lab7.files import require_writable, write_atomically
 from lab7.pipeline import ConditionalDDPMPipeline
@@ -56,19 +57,19 @@ def make_handin(
         The path of LAB7_ID_NAME.zip, and what is in it, see `check_handin`.
 
     Raises:
-        ValueError: An ID or a name with other characters, a record of other weights, or a zip that
+        UserError: An ID or a name with other characters, a record of other weights, or a zip that
             would not be what the course wants, which is then not written.
     """
     for what, word in (("ID", student_id), ("name", name)):
         if not _WORD.fullmatch(word):
-            raise ValueError(
+            raise UserError(
                 f"{what} {word!r}: give letters, digits, '-' or '_', as in "
                 "make handin ID=123456 NAME=Ada_Lovelace"
             )
     require_writable(output)
     record = read_record("ours", results)
     if record.environment.get("weights_sha256") != file_hash(checkpoint):
-        raise ValueError(
+        raise UserError(
             f"the record 'ours' in {results} is of other weights than {checkpoint}: run "
             f"python -m lab7 evaluate --checkpoint {checkpoint} --record ours --results {results}"
         )
@@ -107,7 +108,7 @@ def check_handin(path: Path, data: Path | None = None) -> list[str]:
         What is there, a line each.
 
     Raises:
-        ValueError: Something is missing or wrong; the message names all of it.
+        UserError: Something is missing or wrong; the message names all of it.
     """
     lines, wrong = [], []
     with zipfile.ZipFile(path) as pack:
@@ -138,7 +139,7 @@ def check_handin(path: Path, data: Path | None = None) -> list[str]:
     if "source/lab7/training.py" not in inside:
         wrong.append("source/lab7")
     if wrong:
-        raise ValueError(f"the hand-in lacks, or has wrong: {', '.join(wrong)}")
+        raise UserError(f"the hand-in lacks, or has wrong: {', '.join(wrong)}")
     return lines
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from lab7.auditor import STRIDE, WEIGHTS, Auditor, AuditorNetwork, compute_audit
 from lab7.dataset import DATA_DIR, STEPS, read_pack
 from lab7.devices import choose_device
+from lab7.errors import MissingFileError
 from lab7.files import read_json, require_writable, write_atomically
 from lab7.labels import LABELS, NUM_LABELS
 from lab7.records import RESULTS_DIR, write_record
@@ -49,12 +50,10 @@ def read_scenes(folder: str | Path) -> tuple[Tensor, Tensor]:
         (-1: no object), and the middle in pixels from the left and from the top.
 
     Raises:
-        FileNotFoundError: The folder holds no such scenes.
+        MissingFileError: The folder holds no such scenes.
     """
     if not (Path(folder) / "scenes.json").is_file():
-        raise FileNotFoundError(
-            f"no scenes in {folder}: `python -m lab7 render auditor` makes them"
-        )
+        raise MissingFileError(f"no scenes in {folder}: `python -m lab7 render auditor` makes them")
     scenes = read_json(Path(folder) / "scenes.json")
     names, pictures = read_pack(Path(folder) / "pictures.zip")
     objects = np.full((len(names), STEPS, MOST_OBJECTS, 3), -1, np.float32)
@@ -92,7 +91,7 @@ def train_auditor(
         device: Where to train; None takes the best there is.
 
     Raises:
-        ValueError: Arrays that do not fit each other, too few pictures to train on, or `states`
+        UserError: Arrays that do not fit each other, too few pictures to train on, or `states`
             of a training with other settings.
     """
     train, validation, test = split(images, objects, config)

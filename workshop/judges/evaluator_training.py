@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from lab7.dataset import DATA_DIR, ICLEVRDataset, to_float
 from lab7.devices import choose_device
+from lab7.errors import UserError
 from lab7.evaluator import (
     THRESHOLD,
     WEIGHTS,
@@ -73,11 +74,11 @@ def train_evaluator(
         The evaluator as loaded from `output`, whose scores are the record's.
 
     Raises:
-        ValueError: Arrays that do not fit each other, too few pictures to train on, or `states`
+        UserError: Arrays that do not fit each other, too few pictures to train on, or `states`
             of a training with other settings.
     """
     if labels.shape != (len(images), len(LABELS)):
-        raise ValueError(
+        raise UserError(
             f"labels must be ({len(images)}, {len(LABELS)}) for {len(images)} pictures, "
             f"not {tuple(labels.shape)}"
         )

@@ -17,6 +17,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from lab7.auditor import Auditor, Sighting, compute_audit
 from lab7.dataset import ICLEVRDataset, to_float
+from lab7.errors import UserError
 from lab7.estimates import mean, share
 from lab7.evaluator import THRESHOLD, Evaluator, compute_scores
 from lab7.fidelity import Fidelity, RealPictures
@@ -239,10 +240,10 @@ def change(images: Tensor, kind: str, amount: float) -> Tensor:
     """Blur, light or add noise to pictures (B, 3, 64, 64) in [-1, 1]; see `CHANGES` for amounts.
 
     Raises:
-        ValueError: An unknown kind of change.
+        UserError: An unknown kind of change.
     """
     if kind not in CHANGES:
-        raise ValueError(f"unknown change {kind!r}: there are {', '.join(CHANGES)}")
+        raise UserError(f"unknown change {kind!r}: there are {', '.join(CHANGES)}")
     if amount == 0:
         return images
     if kind == "blur":

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from lab7.checkpoints import load_latest, save_state
 from lab7.dataset import IMAGE_SIZE, to_float
 from lab7.devices import bfloat16_is_faster
+from lab7.errors import UserError
 from workshop.judges.augmentation import Augmentation
 
 Change = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
@@ -41,7 +42,7 @@ class JudgeConfig(Augmentation):
     def __post_init__(self):
         for name in ("epochs", "batch_size", "learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} {getattr(self, name)} must be above 0")
+                raise UserError(f"{name} {getattr(self, name)} must be above 0")
 
 
 class Trainer:
@@ -113,7 +114,7 @@ class Trainer:
             description: Of the progress bar.
 
         Raises:
-            ValueError: `states` is of a training with other settings.
+            UserError: `states` is of a training with other settings.
         """
         if states is not None:
             self._restore(load_latest(states, self.device))
@@ -198,7 +199,7 @@ class Trainer:
             return
         for name, value in self.settings.items():
             if state["settings"][name] != value:
-                raise ValueError(
+                raise UserError(
                     f"an unfinished training with {name} = {state['settings'][name]}, not {value}, "
                     "is to go on: use its settings, or remove its states"
                 )
@@ -212,19 +213,19 @@ def split(images: Tensor, targets: Tensor, config: JudgeConfig) -> list[tuple[Te
     """Cut the rows into those to train on, to validate on, and to test on.
 
     Raises:
-        ValueError: Arrays that do not fit each other, or too few pictures.
+        UserError: Arrays that do not fit each other, or too few pictures.
     """
     kept = config.validation_pictures + config.test_pictures
     wanted = (3, IMAGE_SIZE, IMAGE_SIZE)
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != wanted:
-        raise ValueError(
+        raise UserError(
             f"pictures must be (N, 3, {IMAGE_SIZE}, {IMAGE_SIZE}) uint8, "
             f"not {tuple(images.shape)} {images.dtype}"
         )
     if len(targets) != len(images):
-        raise ValueError(f"there are {len(targets)} targets for {len(images)} pictures")
+        raise UserError(f"there are {len(targets)} targets for {len(images)} pictures")
     if len(images) < kept + config.batch_size:
-        raise ValueError(
+        raise UserError(
             f"{len(images)} pictures are too few: {kept} are held out and a batch has "
             f"{config.batch_size}"
         )

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from lab7.dataset import IMAGE_SIZE
+from lab7.errors import UserError
 
 FULL_SIZE = (320, 240)  # width, height of the original pictures, in which visibility is counted
 MIN_VISIBLE_PIXELS = 200  # of each object at FULL_SIZE, CLEVR's own rule
@@ -178,7 +179,7 @@ def _mitsuba():
     try:
         import mitsuba
     except ImportError:
-        raise ValueError(
+        raise UserError(
             "rendering needs Mitsuba 3, which is not installed: pip install -r requirements-dev.txt"
         ) from None
     mitsuba.set_variant("scalar_rgb")

@@ -18,6 +18,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from lab7.dataset import NUM_UNSEEN
+from lab7.errors import UserError
 from lab7.files import require_writable, write_atomically
 from lab7.labels import LABELS
 from workshop.standin import rendering
@@ -150,13 +151,13 @@ def render_set(
         workers: Processes; None takes one for each processor.
 
     Raises:
-        ValueError: No scenes, or less than one worker.
+        UserError: No scenes, or less than one worker.
         OSError: `output` or `work` cannot be written.
     """
     if not plans:
-        raise ValueError("no scenes to render: give at least one")
+        raise UserError("no scenes to render: give at least one")
     if workers is not None and workers < 1:
-        raise ValueError(f"workers {workers} must be at least 1")
+        raise UserError(f"workers {workers} must be at least 1")
     output, work = Path(output), Path(work)
     for folder in (output if output.exists() else output.parent, work):
         require_writable(folder)

@@ -14,6 +14,7 @@ from typing import Any
 from lab7.auditor import Auditor
 from lab7.dataset import CONDITION_FILES, ICLEVRDataset, named_conditions
 from lab7.devices import choose_device, estimate_seconds
+from lab7.errors import UserError
 from lab7.evaluator import Evaluator
 from lab7.experiments import TWINS, TrainConfig, get_experiment
 from lab7.fidelity import RealPictures
@@ -39,14 +40,14 @@ def trial_config(trial: str) -> TrainConfig:
     """Return the configuration of an experiment, or of its training with another seed, NAME@SEED.
 
     Raises:
-        ValueError: There is no such experiment, or the seed is no whole number.
+        UserError: There is no such experiment, or the seed is no whole number.
     """
     name, _, seed = trial.partition("@")
     config = get_experiment(name).config
     if not seed:
         return config
     if not seed.isdigit():
-        raise ValueError(f"the seed of {trial!r} is no whole number: {name}@1, for instance")
+        raise UserError(f"the seed of {trial!r} is no whole number: {name}@1, for instance")
     return dataclasses.replace(config, seed=int(seed))
 
 
@@ -74,7 +75,7 @@ def run_experiments(
         device: Where to train and draw; None takes the best there is.
 
     Raises:
-        ValueError: An unknown experiment, or a run that has changed since it was started.
+        UserError: An unknown experiment, or a run that has changed since it was started.
     """
     missing = {trial: trial_config(trial) for trial in trials if not _recorded(trial, results)}
     print_plan(trials, output, results, device)
