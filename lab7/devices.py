@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list, is_tensorboard_available
 from torch import Tensor
 
 from lab7.errors import UserError
-from lab7.experiments import PRECISIONS, TrainConfig
+from lab7.experiments import CHOICES, TrainConfig
 from lab7.model import ConditionalUNet
 
 _FEW_PICTURES = 8  # on which speed is measured
@@ -141,7 +141,7 @@ def build_accelerator(
     Raises:
         UserError: The device does not have that precision.
     """
-    allowed = PRECISIONS_BY_DEVICE.get(unet.device.type, PRECISIONS)
+    allowed = PRECISIONS_BY_DEVICE.get(unet.device.type, CHOICES["precision"])
     if config.precision not in allowed:
         raise UserError(
             f"precision {config.precision!r} is not for {unet.device.type}: choose one of "
