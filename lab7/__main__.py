@@ -49,7 +49,7 @@ def train(
 
     Args:
         name: Of the configuration: ours, laptop, or one of the experiments: twin-baseline,
-            twin-channels, twin-one-layer, twin-half-channels, twin-cosine, twin-cosine-x0, and the
+            twin-channels, twin-one-layer, twin-half-channels, twin-cosine, and the
             same five in full size, original-baseline, ….
         output: Folder of the run; by default runs/NAME.
         data: The course's folder; by default $LAB7_DATA, else the embedded set.

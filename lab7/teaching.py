@@ -14,7 +14,8 @@ from torch import Tensor
 from lab7.dataset import to_uint8
 
 _STYLE = """<style>
-.lab7-scrubber {position: relative; display: flex; width: 512px; max-width: 100%; padding-top: 276px}
+.lab7-scrubber {position: relative; display: flex; width: 512px; max-width: 100%;
+  padding-top: 276px}
 .lab7-scrubber label {flex: 1; cursor: pointer; text-align: center; font-size: 10px}
 .lab7-scrubber input {display: block; margin: auto}
 .lab7-scrubber img {position: absolute; top: 0; left: 0; width: 256px; visibility: hidden;

@@ -27,11 +27,11 @@ from lab7.training import train
 
 PLAN = (  # in the order in which they are run; "@1" is a second training, with the seed 1
     *TWINS,
-    "twin-cosine-x0",
+    "twin-baseline-epsilon",
+    "twin-cosine-epsilon",
     "laptop",
     "twin-baseline@1",
     "twin-cosine@1",
-    "twin-cosine-x0@1",
 )
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # of the steps, after which a run is scored on valid
 
