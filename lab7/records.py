@@ -110,7 +110,7 @@ def read_record(run_name: str, root: str | Path = RESULTS_DIR) -> Record:
     """
     folder = Path(root) / run_name
     if not (folder / "metrics.json").is_file():
-        raise unknown(f"record in {root}:", run_name, _record_names(Path(root)))
+        raise unknown(f"record of {root}", run_name, _record_names(Path(root)))
     metrics = read_json(folder / "metrics.json")
     measured_in = metrics.pop("environment", {})
     return Record(run_name, read_json(folder / "config.json"), metrics, measured_in)
@@ -160,7 +160,11 @@ def comparable(
     facts = {name: _comparable_facts(record, part) for name, record in kept.items()}
     usual = max(facts.values(), key=list(facts.values()).count, default={})
     for name, found in facts.items():
-        other = [what for what in found if found[what] != usual[what]]
+        other = [
+            what if isinstance(found[what], list) else f"{what}: {found[what]}, not {usual[what]}"
+            for what in found
+            if found[what] != usual[what]
+        ]
         if other:
             del kept[name]
             left_out[name] = f"{name} differs from the rest of its table in {', '.join(other)}"

@@ -29,6 +29,7 @@ from lab7.records import Record, comparable, trainings
 Conditions = Sequence[Sequence[str]]
 Ratios = dict[str, tuple[Values, Values]]  # by score, numerators and denominators of pictures
 PARTS = ("scores", "audit", "agreement", "fidelity")  # of what `score_verdicts` returns
+_WORDS = {"top_k": "top-k", "f1": "F1"}
 _MORE_IS_BETTER = ("top_k", "exact_set", "precision", "recall", "f1", "exact_scene")
 _REAL_PICTURES = 2000  # that a set is compared with
 _Z = 1.959964  # 97.5 % quantile of the normal distribution
@@ -253,12 +254,13 @@ def score_table(sets: Mapping[str, Mapping[str, Any]]) -> str:
         sets: By name, what `judge_pictures` returned; of all the same parts.
     """
     found = list(sets.values())
-    rows = [[" " * 16, *(f"{name:30}" for name in sets)]]
+    rows = {"": list(sets)}
     for part in (part for part in PARTS if part in found[0]):
         for name in vars(found[0][part]):
-            cells = [f"{_cell(getattr(metrics[part], name)):30}" for metrics in found]
-            rows.append([f"{name.replace('_', ' '):16}", *cells])
-    return "\n".join("  ".join(row).rstrip() for row in rows)
+            words = _WORDS.get(name, name.removeprefix("num_").replace("_", " "))
+            rows[words] = [_cell(getattr(metrics[part], name)) for metrics in found]
+    lines = [[f"{words:16}", *(f"{cell:30}" for cell in cells)] for words, cells in rows.items()]
+    return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 def label_names(lists: Iterable[Sequence[int]]) -> list[list[str]]:

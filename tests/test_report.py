@@ -335,8 +335,8 @@ def test_missing_key_is_named(work, file, parent, key, message):
 @pytest.mark.parametrize(
     ("name", "key", "message"),
     [
-        ("sweep", None, "no record 'sweep'"),
-        ("ours", "test.pictures", "record 'ours' has no 'test.pictures.seen'"),
+        ("sweep", None, "unknown record of .* 'sweep'"),
+        ("ours", "test.pictures", "metric of record 'ours' 'test.pictures.seen'"),
     ],
 )
 def test_missing_result_leaves_nothing_behind(results, data, tmp_path, name, key, message):
