@@ -192,11 +192,10 @@ def evaluate(
     from lab7.auditor import Auditor
     from lab7.dataset import CONDITION_FILES, SCORED, ICLEVRDataset, load_images
     from lab7.evaluator import Evaluator
-    from lab7.fidelity import RealPictures
     from lab7.files import require_writable
     from lab7.pipeline import load_pipeline
-    from lab7.recording import record_generator, require_same_pictures
-    from lab7.scoring import draw_and_judge, judge_pictures, score_table
+    from lab7.scoring import RealPictures, draw_and_judge, judge_pictures, score_table
+    from workshop.study.recording import record_generator, require_same_pictures
 
     judge, auditor = Evaluator.load(evaluator, device, data), Auditor.load(device=device)
     if images is not None and conditions is None:
@@ -292,7 +291,7 @@ def sweep(
     """
     from lab7.evaluator import Evaluator
     from lab7.pipeline import load_pipeline
-    from lab7.recording import record_sweep
+    from workshop.study.recording import record_sweep
 
     pipeline, judge = load_pipeline(checkpoint, device), Evaluator.load(evaluator, device, data)
     metrics = record_sweep(

@@ -34,9 +34,11 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
     Args:
         kind: What is named, for instance "sampler".
         name: What was given.
-        choices: What may be given, at least one.
+        choices: What may be given.
     """
     choices = list(choices)
+    if not choices:
+        return UserError(f"unknown {kind} {name!r}: there is none")
     nearest = difflib.get_close_matches(str(name), choices, 1, cutoff=0)[0]
     return UserError(
         f"unknown {kind} {name!r}: did you mean {nearest!r}? Choose one of {', '.join(choices)}"

@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -24,7 +23,6 @@ from lab7.pipeline import ConditionalDDPMPipeline, to_pil
 DENOISING_CONDITION = ("red sphere", "cyan cylinder", "cyan cube")  # the one the course asks for
 DENOISING_FRAMES = 10
 GRID_COLUMNS = 8
-SAMPLE_ROWS = 6
 _BORDER = 2  # pixels, what make_grid leaves between pictures
 
 
@@ -120,30 +118,6 @@ def to_grid(images: Tensor, columns: int = GRID_COLUMNS) -> Image.Image:
     else:  # make_grid would leave out the border, which `split_grid` counts on
         sheet = F.pad(images[0], (_BORDER,) * 4, value=1.0)
     return to_pil(sheet[None])[0]
-
-
-def stack_grids(sheets: Sequence[Image.Image]) -> Image.Image:
-    """Put sheets of `to_grid` of one width below each other, as one sheet."""
-    rows = [np.array(sheet)[:-_BORDER] for sheet in sheets]
-    return Image.fromarray(np.vstack([*rows, np.array(sheets[-1])[-_BORDER:]]))
-
-
-def choose_sample_rows(folder: Path, count: int = SAMPLE_ROWS) -> dict[int, Image.Image]:
-    """Read some of the rows of samples that a training drew.
-
-    Args:
-        folder: The training's folder samples/.
-        count: The most to choose; the steps between them grow, as the pictures change ever slower.
-
-    Returns:
-        The rows by training step, from the first to the last; empty if the training drew none.
-    """
-    files = {int(file.stem.removeprefix("step-")): file for file in folder.glob("step-*.png")}
-    if not files:
-        return {}
-    wanted = np.geomspace(min(files), max(files), count)
-    steps = sorted({min(files, key=lambda step: abs(step - near)) for near in wanted})
-    return {step: Image.open(files[step]).convert("RGB") for step in steps}
 
 
 def _judge(evaluator: Evaluator, images: Tensor, labels: Tensor) -> dict:

@@ -11,11 +11,10 @@ from lab7.dataset import to_float
 from lab7.estimates import Estimate
 from lab7.evaluator import top_k_hits
 from lab7.experiments import get_experiment
-from lab7.fidelity import Fidelity
 from lab7.labels import LABELS, encode, load_conditions
 from lab7.records import append_log, original_scores, read_record, write_record
 from lab7.sampling import to_grid
-from lab7.scoring import Verdicts, score_verdicts
+from lab7.scoring import Fidelity, Verdicts, score_verdicts
 from report import build as report_build
 from workshop.judges.evaluator_training import EvaluatorConfig
 from workshop.judges.examination import calibration
@@ -336,8 +335,8 @@ def test_missing_key_is_named(work, file, parent, key, message):
 @pytest.mark.parametrize(
     ("name", "key", "message"),
     [
-        ("sweep", None, "no record 'sweep'"),
-        ("ours", "test.pictures", "record 'ours' has no 'test.pictures.seen'"),
+        ("sweep", None, "unknown record of .* 'sweep'"),
+        ("ours", "test.pictures", "metric of record 'ours' 'test.pictures.seen'"),
     ],
 )
 def test_missing_result_leaves_nothing_behind(results, data, tmp_path, name, key, message):

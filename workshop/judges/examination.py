@@ -20,10 +20,10 @@ from lab7.dataset import ICLEVRDataset, to_float
 from lab7.errors import UserError
 from lab7.estimates import mean, share
 from lab7.evaluator import THRESHOLD, Evaluator, compute_scores
-from lab7.fidelity import Fidelity, RealPictures
 from lab7.files import require_writable
 from lab7.labels import LABELS, NUM_LABELS
 from lab7.records import RESULTS_DIR, write_record
+from lab7.scoring import Fidelity, RealPictures
 from workshop.judges.auditor_training import AuditorConfig, label_counts, read_scenes
 from workshop.judges.fooling import score_fooled
 from workshop.judges.judge_training import split
