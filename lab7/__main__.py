@@ -59,6 +59,7 @@ def train(
     """
     from lab7 import training
     from lab7.dataset import ICLEVRDataset
+    from lab7.devices import choose_device, estimate_seconds
     from lab7.experiments import get_experiment
 
     experiment, output = get_experiment(name), output or ROOT / "runs" / name
@@ -73,9 +74,11 @@ def train(
         init_from=init_from,
         seed=seed,
     )
-    print(f"{name}: {experiment.description}; {_training_time(config, device)}")
+    place = choose_device(device)
+    hours = estimate_seconds(config, place) / 3600
+    print(f"{name}: {experiment.description}; about {hours:.1f} hours of training on {place.type}")
     dataset, seconds = ICLEVRDataset(data), _seconds(minutes)
-    training.train(config, dataset, output, resume=resume, max_seconds=seconds, device=device)
+    training.train(config, dataset, output, resume=resume, max_seconds=seconds, device=place)
     print(f"saved {output / 'pipeline'}")
 
 
@@ -112,10 +115,8 @@ def sample(
         raise UserError('give either labels, such as "red cube, blue cylinder", or --conditions')
     if count < 1:
         raise UserError(f"count {count} must be at least 1")
-    if conditions is not None:
-        wanted = _read_conditions(conditions, data)
-    else:
-        wanted = [parse_condition(" ".join(labels))] * count
+    text = " ".join(labels)
+    wanted = [parse_condition(text)] * count if labels else _read_conditions(conditions, data)
     summary = write_samples(
         load_pipeline(checkpoint, device, scheduler),
         wanted,
@@ -154,21 +155,14 @@ def evaluate(
         record: Name under which to write the results down, by default of all condition files.
         failures: Folder for figures of the pictures that failed, with what was asked and seen.
     """
-    from lab7.auditor import Auditor
-    from lab7.dataset import ICLEVRDataset, load_images
-    from lab7.evaluator import Evaluator
-    from lab7.fidelity import RealPictures
+    from lab7.dataset import load_images
     from lab7.pipeline import load_pipeline
     from lab7.recording import record_generator
-    from lab7.scoring import draw_and_judge, judge_pictures
+    from lab7.scoring import draw_and_judge, judge_pictures, score_table
 
-    if images is not None and (conditions is None or record is not None):
-        raise UserError("--images needs --conditions, what they should show, and no --record")
+    _check_evaluation(images, conditions, record, failures, results, checkpoint, data)
     sets = _condition_sets(conditions, data, record)
-    if record is not None:
-        _check_record(results / record, checkpoint, data)
-    judge, auditor = Evaluator.load(evaluator, device, data), Auditor.load(device=device)
-    real = RealPictures(auditor, ICLEVRDataset(data))
+    judge, auditor, real = _load_judges(evaluator, data, device)
     if images is not None:
         ((name, wanted),) = sets.items()
         pictures = load_images(images, len(wanted))
@@ -180,7 +174,9 @@ def evaluate(
             name: draw_and_judge(pipeline, wanted, judge, auditor, real, repetitions, **drawn)
             for name, wanted in sets.items()
         }
-    _show_scores(scored, failures)
+    print(score_table({name: metrics for name, (metrics, _) in scored.items()}))
+    for name, (metrics, pictures) in scored.items():
+        _save_failures(name, metrics["pictures"], pictures, failures)
     if record is not None:
         record_generator(record, pipeline, judge, scored, checkpoint, results, data, **drawn)
 
@@ -211,16 +207,6 @@ def _change(config: Any, **changes: Any) -> Any:
     return dataclasses.replace(config, **given)
 
 
-def _training_time(config: Any, device: str | None) -> str:
-    """Say how long a training takes on the device that is wanted."""
-    from lab7.devices import choose_device, estimate_seconds
-
-    place = choose_device(device)
-    minutes = estimate_seconds(config, place) / 60
-    time = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.0f} minutes"
-    return f"the whole training takes about {time} on {place.type}"
-
-
 def _read_conditions(name: str, data: Path | None) -> list[tuple[str, ...]]:
     """Read a condition file, or one of the data folder's by its name."""
     from lab7.dataset import CONDITION_FILES, named_conditions
@@ -234,9 +220,7 @@ def _read_conditions(name: str, data: Path | None) -> list[tuple[str, ...]]:
     return load_conditions(name)
 
 
-def _condition_sets(
-    conditions: str | None, data: Path | None, record: str | None
-) -> dict[str, list[tuple[str, ...]]]:
+def _condition_sets(conditions: str | None, data: Path | None, record: str | None) -> dict:
     """Read what `evaluate` scores, by name: no file's name reads as that of the data folder's."""
     from lab7.dataset import CONDITION_FILES, SCORED
 
@@ -247,22 +231,29 @@ def _condition_sets(
     return {name: _read_conditions(conditions, data)}
 
 
-def _check_record(folder: Path, checkpoint: Path, data: Path | None) -> None:
-    """Find out whether a record can be written, before anything is drawn."""
+def _check_evaluation(images, conditions, record, failures, results, checkpoint, data) -> None:
+    """Refuse what `evaluate` cannot do, before anything is drawn."""
     from lab7.files import require_writable
     from lab7.recording import require_same_pictures
 
-    require_writable(folder)
-    require_same_pictures(checkpoint, data)
+    if images is not None and (conditions is None or record is not None):
+        raise UserError("--images needs --conditions, what they should show, and no --record")
+    require_writable(failures)
+    if record is not None:
+        require_writable(results / record)
+        require_same_pictures(checkpoint, data)
 
 
-def _show_scores(scored: dict[str, tuple[dict[str, Any], Any]], failures: Path) -> None:
-    """Print the scores of all sets, and save figures of the pictures that failed."""
-    from lab7.scoring import score_table
+def _load_judges(weights: Path | None, data: Path | None, device: str | None) -> tuple:
+    """Load the evaluator, the auditor, and the training pictures as the auditor sees them."""
+    from lab7.auditor import Auditor
+    from lab7.dataset import ICLEVRDataset
+    from lab7.evaluator import Evaluator
+    from lab7.fidelity import RealPictures
 
-    print(score_table({name: metrics for name, (metrics, _) in scored.items()}))
-    for name, (metrics, pictures) in scored.items():
-        _save_failures(name, metrics["pictures"], pictures, failures)
+    auditor = Auditor.load(device=device)
+    evaluator = Evaluator.load(weights, device, data)
+    return evaluator, auditor, RealPictures(auditor, ICLEVRDataset(data))
 
 
 def _save_failures(name: str, verdicts: Any, pictures: Any, folder: Path) -> None:
