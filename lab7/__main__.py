@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
+from tyro.conf import Positional, arg
+from tyro.extras import SubcommandApp
 
 from lab7 import options
 from lab7.errors import UserError, unknown
@@ -20,7 +21,7 @@ MOST_FAILURES = 64  # pictures that `evaluate` shows of a set
 
 
 def train(
-    name: Annotated[str, tyro.conf.Positional] = "ours",
+    name: Annotated[str, Positional, arg(metavar="NAME")] = "ours",
     /,
     output: Path | None = None,
     data: options.Data = None,
@@ -83,7 +84,7 @@ def train(
 
 
 def sample(
-    labels: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    labels: Annotated[tuple[str, ...], Positional, arg(metavar="LABELS")] = (),
     /,
     conditions: str | None = None,
     out: Path = Path("samples"),
@@ -185,7 +186,7 @@ def main() -> None:
     """Run a command; what the user can mend is one line on standard error and exit code 2."""
     from workshop.commands import COMMANDS
 
-    app = tyro.extras.SubcommandApp()
+    app = SubcommandApp()
     for command in (train, sample, evaluate, *COMMANDS):
         app.command(command, name=command.__name__.replace("_", "-"))
     try:

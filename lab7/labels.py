@@ -80,7 +80,7 @@ def parse_condition(text: str) -> tuple[str, ...]:
     plain = _plain(_QUOTES.sub(" ", text)).strip(" [](){}")
     if any(bracket in plain for bracket in "[](){}"):
         raise UserError(f"{text!r} has more than one list of labels: write one, or use a file")
-    labels = [label for label in _SEPARATORS.split(plain) if label.strip()]
+    labels = [label.strip() for label in _SEPARATORS.split(plain) if label.strip()]
     if not labels:
         raise UserError(f"empty condition {text!r}: write labels such as 'red cube, cyan sphere'")
     return parse_labels(labels)

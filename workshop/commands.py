@@ -6,7 +6,7 @@ What a command needs is imported in it, as in `lab7.__main__`.
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
+from tyro.conf import Positional, arg
 
 from lab7 import options
 from lab7.errors import UserError
@@ -14,7 +14,7 @@ from lab7.options import ROOT
 
 
 def experiments(
-    trials: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    trials: Annotated[tuple[str, ...], Positional, arg(metavar="TRIALS")] = (),
     /,
     plan: bool = False,
     repetitions: int = 8,
@@ -98,7 +98,7 @@ def sweep(
 
 
 def render(
-    what: Annotated[Literal["train", "evaluator", "auditor"], tyro.conf.Positional] = "train",
+    what: Annotated[Literal["train", "evaluator", "auditor"], Positional] = "train",
     /,
     output: Path | None = None,
     scenes: int | None = None,
@@ -233,8 +233,8 @@ def report(
 
 
 def handin(
-    student_id: Annotated[str, tyro.conf.Positional],
-    name: Annotated[str, tyro.conf.Positional],
+    student_id: Annotated[str, Positional, arg(metavar="ID")],
+    name: Annotated[str, Positional, arg(metavar="NAME")],
     /,
     output: Path = ROOT / "build",
     checkpoint: options.Checkpoint = options.GENERATOR,
