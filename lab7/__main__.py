@@ -215,7 +215,7 @@ def _read_conditions(name: str, data: Path | None) -> list[tuple[str, ...]]:
 
     if name in CONDITION_FILES:
         return named_conditions(name, data)
-    if not os.path.exists(name) and not Path(name).suffix:
+    if Path(name).stem == name and not os.path.exists(name):
         allowed = f"Give a file, or one of {', '.join(CONDITION_FILES)}"
         raise unknown("condition file", name, CONDITION_FILES, allowed)
     return load_conditions(name)

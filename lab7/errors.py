@@ -52,9 +52,11 @@ def unknown(kind: str, name: object, choices: Iterable[str], allowed: str = "") 
     Args:
         kind: What is named, for instance "sampler".
         name: What was given.
-        choices: What may be given, at least one.
+        choices: What may be given.
         allowed: A sentence that says it, where a list of all choices would be too long.
     """
     choices = list(choices)
+    if not choices:
+        return UserError(f"unknown {kind} {name!r}: there is none")
     allowed = allowed or f"Choose one of {', '.join(choices)}"
     return UserError(f"unknown {kind} {name!r}{did_you_mean(name, choices)} {allowed}")

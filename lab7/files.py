@@ -28,7 +28,7 @@ def read_json(path: str | Path) -> Any:
             others = [str(file) for file in path.parent.glob("*.json")]
             raise MissingFileError(f"no file {path}{did_you_mean(path, others)}")
         if not path.is_file():
-            raise FileError(f"{path} is a folder, not a file")
+            raise FileError(f"{path} is {_kind(path)}, not a file")
         content = path.read_bytes()
     try:
         return json.loads(content)
@@ -86,7 +86,7 @@ def require_replaceable(path: Path) -> None:
     """
     require_no_file(path.parent)
     if path.exists() and not path.is_file():
-        raise FileError(f"{path} is not a file: choose another output")
+        raise FileError(f"{path} is {_kind(path)}, not a file: choose another output")
 
 
 def require_no_file(folder: Path) -> None:
@@ -95,9 +95,10 @@ def require_no_file(folder: Path) -> None:
     Raises:
         FileError: It does; the message names the file.
     """
-    for place in (folder, *folder.parents):
-        if place.exists() and not place.is_dir():
-            raise FileError(f"{place} is a file, not a folder: choose another output")
+    with user_files():
+        for place in (folder, *folder.parents):
+            if place.exists() and not place.is_dir():
+                raise FileError(f"{place} is a file, not a folder: choose another output")
 
 
 def require_writable(folder: Path) -> None:
@@ -106,8 +107,12 @@ def require_writable(folder: Path) -> None:
     Raises:
         FileError: No permission, a read-only place, or a file where a folder is needed.
     """
+    require_no_file(folder)
     with user_files():
-        require_no_file(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
+def _kind(path: Path) -> str:
+    return "a folder" if path.is_dir() else "a device"
