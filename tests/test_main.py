@@ -17,8 +17,8 @@ from PIL import Image
 
 from lab7.__main__ import _save_failures, main
 from lab7.dataset import CONDITION_FILES, DATA_DIR, load_images
-from lab7.evaluator import Evaluator, build_network
 from lab7.errors import UserError
+from lab7.evaluator import Evaluator, build_network
 from lab7.labels import encode, load_conditions
 from lab7.model import ConditionalUNet
 from lab7.options import ROOT
@@ -239,13 +239,16 @@ def test_handin_on_the_courses_conditions_with_the_shipped_report(
 ):
     """The report stays about the pictures that its records are of."""
     asked = []
+
+    def build(folder, results, data, author):
+        asked.append(data)
+        raise UserError("report.pdf is not built in this test")
+
     monkeypatch.setattr(
         "workshop.course.handin.file_hash",
         lambda _: read_record("ours").environment["weights_sha256"],
     )
-    monkeypatch.setattr(
-        "workshop.course.handin.build", lambda folder, results, data, author: asked.append(data)
-    )
+    monkeypatch.setattr("workshop.course.handin.build", build)
     given = ["--data", course_root, "--output", tmp_path, *tiny]
     assert_fails(run("handin", "1", "a", *given), "report.pdf")
     assert asked == [None]
@@ -458,9 +461,10 @@ def test_wrong_options_are_named(run, arguments, wanted):
     assert code == 2 and wanted in err and "Traceback" not in err
 
 
-@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere", "/dev/full"])
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere"])
 def test_places_that_are_none(run, tiny, tmp_path, embedded_root, place):
     (tmp_path / "file").write_text("mine")
+    named = place.split("/")[0] or place
     conditions = tmp_path / "c.json"
     conditions.write_text('[["red cube"]]')
     place, data = tmp_path / place, ["--data", embedded_root]
@@ -479,7 +483,7 @@ def test_places_that_are_none(run, tiny, tmp_path, embedded_root, place):
         [*scored, "--data", place],
         ["sweep", *tiny, *data, "--results", place],
         ["experiments", "smoke", *data, "--results", tmp_path / "results", "--output", place],
-        ["render", "evaluator", "--scenes", 1, "--output", place],
+        ["render", "evaluator", "--scenes", 1, "--output", place / "inner"],
         ["render", "evaluator", "--scenes", 1, "--output", tmp_path / "o", "--work", place],
         ["train-evaluator", "--renders", place],
         ["examine", *data, "--renders", place],
@@ -488,7 +492,7 @@ def test_places_that_are_none(run, tiny, tmp_path, embedded_root, place):
         ["handin", "1", "a", "--output", place],
     )
     for command in commands:
-        assert_fails(run(*command), place.name)
+        assert_fails(run(*command), named)
     assert (tmp_path / "file").read_text() == "mine"
 
 

@@ -202,7 +202,7 @@ def examine(
     calibration = found["calibration"]
     error = "–" if calibration["error"] is None else f"{calibration['error']:.4f}"
     print(
-        f"calibration error {error} over {calibration['num_outputs']:,} unsure outputs of "
+        f"calibration error {error} over {calibration['num_outputs']:,} uncertain probabilities of "
         f"{calibration['num_pictures']:,} pictures"
     )
     for name, row in found["fooled"].items():
