@@ -1,8 +1,9 @@
-"""What a user can mend: its class of errors, and how a wrong name is answered."""
+"""What a user can mend: its classes of errors, and how a wrong name is answered."""
 
 import contextlib
 import difflib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -12,34 +13,50 @@ class UserError(ValueError):
     """
 
 
-class MissingFileError(UserError, FileNotFoundError):
+class FileError(UserError, OSError):
+    """A file or folder of the user's that cannot be read or written."""
+
+
+class MissingFileError(FileError, FileNotFoundError):
     """A file or folder that was named and is not there."""
 
 
 @contextlib.contextmanager
-def user_files() -> Iterator[None]:
-    """Turn an OSError in the block, such as a full disk, into a UserError that names the file."""
+def user_files(path: str | Path | None = None) -> Iterator[None]:
+    """Turn an OSError in the block, such as a full disk, into a FileError that names the file.
+
+    It also serves as a decorator, `@user_files()`, of a function that only reads or writes.
+
+    Args:
+        path: What is read or written, for errors that do not say it: those of a full disk.
+    """
     try:
         yield
     except UserError:
         raise
     except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        raise UserError(f"{error.strerror or error}{where}") from error
+        kind = MissingFileError if isinstance(error, FileNotFoundError) else FileError
+        where = error.filename or path
+        raise kind(f"{error.strerror or error}{f': {where}' if where else ''}") from error
 
 
-def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
+def did_you_mean(name: object, choices: Iterable[str]) -> str:
+    """Return ": did you mean …?" with the nearest of the choices, or "" if there are none."""
+    close = difflib.get_close_matches(str(name).casefold(), list(choices), 1, cutoff=0)
+    return f": did you mean {close[0]!r}?" if close else ""
+
+
+def unknown(kind: str, name: object, choices: Iterable[str], allowed: str = "") -> UserError:
     """Make the error for a name that is not among the choices: it has the nearest and all of them.
 
     Args:
         kind: What is named, for instance "sampler".
         name: What was given.
         choices: What may be given.
+        allowed: A sentence that says it, where a list of all choices would be too long.
     """
     choices = list(choices)
     if not choices:
         return UserError(f"unknown {kind} {name!r}: there is none")
-    nearest = difflib.get_close_matches(str(name), choices, 1, cutoff=0)[0]
-    return UserError(
-        f"unknown {kind} {name!r}: did you mean {nearest!r}? Choose one of {', '.join(choices)}"
-    )
+    allowed = allowed or f"Choose one of {', '.join(choices)}"
+    return UserError(f"unknown {kind} {name!r}{did_you_mean(name, choices)} {allowed}")

@@ -1,6 +1,5 @@
 """Reading JSON, and writing files so that they are whole or not there."""
 
-import difflib
 import errno
 import io
 import json
@@ -10,26 +9,42 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lab7.errors import MissingFileError, UserError, user_files
+from lab7.errors import FileError, MissingFileError, UserError, did_you_mean, user_files
+
+_SHOWN = 30  # characters of a broken line, before and after the place
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file in any encoding of Unicode, with or without a byte order mark.
 
     Raises:
         MissingFileError: No such file; the message names the nearest one in the folder.
-        UserError: The file is not JSON.
+        FileError: It cannot be read.
+        UserError: The file is not JSON; the message has the line and what stands there.
     """
     path = Path(path)
-    if not path.exists():
-        names = [file.name for file in path.parent.glob("*.json")]
-        nearest = difflib.get_close_matches(path.name, names, n=1)
-        hint = f": did you mean {path.parent / nearest[0]}?" if nearest else ""
-        raise MissingFileError(f"no file {path}{hint}")
+    with user_files(path):
+        if not path.exists():
+            others = [str(file) for file in path.parent.glob("*.json")]
+            raise MissingFileError(f"no file {path}{did_you_mean(path, others)}")
+        if not path.is_file():
+            raise FileError(f"{path} is {_kind(path)}, not a file")
+        content = path.read_bytes()
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a JSON file: {error}") from None
+        return json.loads(content)
+    except json.JSONDecodeError as error:
+        line, column = error.doc.split("\n")[error.lineno - 1], error.colno
+        found = line[max(0, column - _SHOWN) : column + _SHOWN].strip()
+        where = f"in {found!r}" if found else "at the end of the file"
+        raise UserError(
+            f"{path}, line {error.lineno} is not JSON: {error.msg.removesuffix(' at')} {where}"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not JSON: byte {error.start} is no {error.encoding}; save it as UTF-8"
+        ) from None
+    except RecursionError:
+        raise UserError(f"{path} is not JSON that can be read: its lists are too deep") from None
 
 
 def write_atomically(
@@ -43,9 +58,11 @@ def write_atomically(
             is left behind.
 
     Raises:
-        UserError: No permission, no space, or a file where a folder is needed.
+        FileError: No permission, no space, or a file where a folder is needed or the other way
+            round.
     """
-    with user_files():
+    with user_files(path):
+        require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
         try:
@@ -61,25 +78,41 @@ def write_atomically(
             raise
 
 
+def require_replaceable(path: Path) -> None:
+    """Find out whether a file could be written: its name is free, or taken by a file.
+
+    Raises:
+        FileError: The name is that of a folder or a device, or lies in a file.
+    """
+    require_no_file(path.parent)
+    if path.exists() and not path.is_file():
+        raise FileError(f"{path} is {_kind(path)}, not a file: choose another output")
+
+
 def require_no_file(folder: Path) -> None:
     """Find out whether a folder to write to is, or lies in, what is a file.
 
     Raises:
-        UserError: It does; the message names the file.
+        FileError: It does; the message names the file.
     """
-    for place in (folder, *folder.parents):
-        if place.exists() and not place.is_dir():
-            raise UserError(f"{place} is a file, not a folder: choose another output")
+    with user_files():
+        for place in (folder, *folder.parents):
+            if place.exists() and not place.is_dir():
+                raise FileError(f"{place} is a file, not a folder: choose another output")
 
 
 def require_writable(folder: Path) -> None:
     """Make a folder that long work will write to, and find out now whether it may.
 
     Raises:
-        UserError: No permission, a read-only place, or a file where a folder is needed.
+        FileError: No permission, a read-only place, or a file where a folder is needed.
     """
     require_no_file(folder)
     with user_files():
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
+def _kind(path: Path) -> str:
+    return "a folder" if path.is_dir() else "a device"

@@ -4,14 +4,16 @@ A condition is a tuple of distinct labels. As a tensor it is multi-hot: (24,) fl
 the labels' indices; all zeros is the null condition of classifier-free guidance.
 """
 
-import difflib
+import re
+import reprlib
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from lab7.errors import UserError
+from lab7.errors import UserError, unknown
 from lab7.files import read_json
 
 COLORS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
@@ -21,60 +23,67 @@ NUM_LABELS = len(LABELS)
 
 _INDEX = {label: index for index, label in enumerate(LABELS)}
 _EXAMPLE = '[["red cube"], ["blue cube", "cyan sphere"]]'
+_ALLOWED = f"A label is a color ({', '.join(COLORS)}) and a shape ({', '.join(SHAPES)})"
+
+_SPACES = re.compile(r"[\s_\u2010-\u2015-]+")  # with all kinds of hyphens
+_QUOTES = re.compile(r"[\"'`\u2018-\u201f「」]")
+_SEPARATORS = re.compile(r"[,;+&、]|\band\b|(?<=cube) |(?<=sphere) |(?<=cylinder) ")
 
 
 def parse_label(text: str) -> str:
-    """Return the label that a text names, whatever its case and spacing.
+    """Return the label that a text names, whatever its case, spacing, width and hyphens.
 
     Args:
-        text: For instance "red cube" or " Red  CUBE ".
+        text: For instance "red cube", " Red  CUBE ", "red_cube" or "grey-cube".
 
     Raises:
         UserError: It is none of the 24 labels; the message names the nearest.
     """
     if not isinstance(text, str):
-        raise UserError(f"a label is a text such as 'red cube', not {text!r}")
-    label = " ".join(text.lower().split())
-    if label in _INDEX:
-        return label
-    nearest = difflib.get_close_matches(label, LABELS, n=1)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    raise UserError(
-        f"unknown label {text!r}: {hint}"
-        f"Labels are a color ({', '.join(COLORS)}) and a shape ({', '.join(SHAPES)})"
-    )
+        raise UserError(f"a label is a text such as 'red cube', not {reprlib.repr(text)}")
+    label = _plain(text)
+    if label not in _INDEX:
+        raise unknown("label", text, LABELS, _ALLOWED)
+    return label
 
 
 def parse_labels(labels: Sequence[str]) -> tuple[str, ...]:
     """Return the condition that a list of labels makes.
 
     Args:
-        labels: Distinct labels in any case and spacing; an empty list is the null condition.
+        labels: Distinct labels as `parse_label` reads them; an empty list is the null condition.
 
     Raises:
         UserError: An unknown label, one given twice, or a single text instead of a list.
     """
     if not isinstance(labels, (list, tuple)):
-        raise UserError(f"a condition is a list of labels such as ['red cube'], not {labels!r}")
+        found = reprlib.repr(labels)
+        raise UserError(f"a condition is a list of labels such as ['red cube'], not {found}")
     condition = tuple(parse_label(label) for label in labels)
     if len(set(condition)) < len(condition):
         twice = next(label for label in condition if condition.count(label) > 1)
-        raise UserError(f"label {twice!r} is given twice: each label may stand once")
+        raise UserError(f"label {twice!r} is given twice: each label may occur once")
     return condition
 
 
 def parse_condition(text: str) -> tuple[str, ...]:
-    """Return the condition written as labels with commas between them.
+    """Return the condition that somebody typed.
 
     Args:
-        text: For instance "red cube, blue cylinder".
+        text: Labels as `parse_label` reads them, with commas, semicolons, plus signs, "and" or
+            just spaces between them, quoted and in brackets or not: "red cube, blue cylinder",
+            '["red cube", "blue cylinder"]'.
 
     Raises:
-        UserError: No label at all, an unknown one, or one given twice.
+        UserError: No label at all, an unknown one, one given twice, or several conditions.
     """
-    if not text.strip(" ,"):
+    plain = _plain(_QUOTES.sub(" ", text)).strip(" [](){}")
+    if any(bracket in plain for bracket in "[](){}"):
+        raise UserError(f"{text!r} has more than one list of labels: write one, or use a file")
+    labels = [label.strip() for label in _SEPARATORS.split(plain) if label.strip()]
+    if not labels:
         raise UserError(f"empty condition {text!r}: write labels such as 'red cube, cyan sphere'")
-    return parse_labels(text.split(","))
+    return parse_labels(labels)
 
 
 def encode(conditions: Sequence[Sequence[str]]) -> torch.Tensor:
@@ -127,10 +136,9 @@ def load_conditions(path: str | Path) -> list[tuple[str, ...]]:
             names the file and the row.
     """
     rows = read_json(path)
-    if not isinstance(rows, list):
-        raise UserError(f"{path} is no condition file: it must hold a list such as {_EXAMPLE}")
-    if not rows:
-        raise UserError(f"{path} holds no conditions: expected a list such as {_EXAMPLE}")
+    if not isinstance(rows, list) or not rows:
+        found = reprlib.repr(rows)
+        raise UserError(f"{path} holds {found}, not a list of conditions such as {_EXAMPLE}")
     conditions = []
     for number, row in enumerate(rows):
         try:
@@ -159,3 +167,9 @@ def load_objects(path: str | Path) -> dict[str, int]:
         extra = next(label for label in objects if label not in _INDEX)
         raise UserError(f"{path} has {extra!r}, which is none of the course's {NUM_LABELS} labels")
     return objects
+
+
+def _plain(text: str) -> str:
+    """Write a text in lower case and in half-width characters, with one space between words."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return _SPACES.sub(" ", text).strip().replace("grey", "gray")

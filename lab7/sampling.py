@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torchvision.utils import make_grid
 
 from lab7.diffusion import scheduler_name
+from lab7.errors import user_files
 from lab7.evaluator import Evaluator, compute_scores
 from lab7.files import read_json, require_writable
 from lab7.labels import LABELS, encode
@@ -56,8 +57,7 @@ def write_samples(
         What samples.json holds.
 
     Raises:
-        ValueError: `output` is a file, or the settings are not valid.
-        OSError: `output` cannot be written.
+        UserError: `output` cannot be written, or the settings are not valid.
     """
     seeds = range(seed, seed + len(conditions))
     with _finished_folder(Path(output)) as folder:
@@ -65,19 +65,20 @@ def write_samples(
         images = pipeline(
             conditions, seeds=seeds, output_type="pt", progress=progress, **settings
         ).images
-        for index, picture in enumerate(to_pil(images)):
-            picture.save(folder / f"{index}.png")
-        to_grid(images).save(folder / "grid.png")
         frames = denoising_frames(pipeline, DENOISING_CONDITION, seed, **settings)
-        to_grid(frames, columns=len(frames)).save(folder / "denoising.png")
         summary = {
             "settings": settings | {"scheduler": scheduler_name(pipeline.scheduler), "seed": seed},
             "conditions": [list(condition) for condition in conditions],
         }
         if evaluator is not None:
             summary |= _judge(evaluator, images, encode(conditions))
-        text = json.dumps(summary, indent=2) + "\n"
-        (folder / "samples.json").write_text(text, encoding="utf-8")
+        sheets = dict(enumerate(to_pil(images)))
+        sheets |= {"grid": to_grid(images), "denoising": to_grid(frames, columns=len(frames))}
+        with user_files(output):
+            for name, sheet in sheets.items():
+                sheet.save(folder / f"{name}.png")
+            text = json.dumps(summary, indent=2) + "\n"
+            (folder / "samples.json").write_text(text, encoding="utf-8")
         _drop_earlier(Path(output), len(conditions))
     return summary
 
@@ -140,9 +141,12 @@ def _drop_earlier(output: Path, count: int) -> None:
 @contextlib.contextmanager
 def _finished_folder(output: Path) -> Iterator[Path]:
     """Give a temporary folder, whose files move to `output` if the block ends without an error."""
-    require_writable(output if output.exists() else output.parent)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as folder:
+    with user_files(output):
+        require_writable(output if output.exists() else output.parent)
+        temporary = tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-")
+    with temporary as folder:
         yield Path(folder)
-        output.mkdir(exist_ok=True)
-        for file in Path(folder).iterdir():
-            os.replace(file, output / file.name)
+        with user_files(output):
+            output.mkdir(exist_ok=True)
+            for file in Path(folder).iterdir():
+                os.replace(file, output / file.name)

@@ -30,7 +30,7 @@ from lab7.dataset import (
     named_conditions,
     resolve_root,
 )
-from lab7.errors import UserError
+from lab7.errors import UserError, user_files
 from lab7.estimates import Estimate
 from lab7.experiments import EXPERIMENTS
 from lab7.files import read_json, require_no_file, write_atomically
@@ -55,6 +55,7 @@ Condition = Sequence[str]
 README_MARKS = ("<!-- results -->", "<!-- /results -->")
 
 
+@user_files()
 def build(
     output: str | Path,
     results: str | Path = RESULTS_DIR,
@@ -77,7 +78,7 @@ def build(
         UserError: A record or one of its keys is missing, the data are not those of the records,
             or `output` is a file; the message names it.
         MissingFileError: A picture, a log or a file of the data set is missing.
-        OSError: `output` cannot be written.
+        FileError: `output` cannot be written.
     """
     output, results = Path(output), Path(results)
     require_no_file(output)

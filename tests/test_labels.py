@@ -1,10 +1,12 @@
 """Labels, conditions, and condition files."""
 
 import json
+import re
 
 import pytest
 import torch
 
+from lab7.errors import UserError
 from lab7.labels import (
     COLORS,
     LABELS,
@@ -29,18 +31,25 @@ def test_labels_are_numbered_as_the_course_does():
     assert len(COLORS) == 8 and SHAPES == ("cube", "sphere", "cylinder")
 
 
-@pytest.mark.parametrize("text", ["red cube", " Red   CUBE ", "red\tcube\n"])
-def test_case_and_spare_spaces_are_forgiven(text):
-    assert parse_label(text) == "red cube"
+@pytest.mark.parametrize(
+    "text",
+    ["gray cube", " Gray   CUBE ", "gray\tcube\n", "gray_cube", "GRAY-Cube", "grey cube",
+     "gray\u2013cube", "gray\u3000cube", "ｇｒａｙ　ｃｕｂｅ"],
+)  # fmt: skip
+def test_case_spacing_hyphens_width_and_grey_are_forgiven(text):
+    assert parse_label(text) == "gray cube"
 
 
 @pytest.mark.parametrize(
     ("text", "nearest"),
     [
         ("red cubes", "red cube"),
-        ("grey sphere", "gray sphere"),
+        ("Red  CUBES", "red cube"),
         ("redcube", "red cube"),
         ("yelow-cylinder", "yellow cylinder"),
+        ("cyan", "cyan cube"),
+        ("cylinder", "red cylinder"),
+        ("blue ball", "blue cube"),
     ],
 )
 def test_unknown_label_names_the_nearest(text, nearest):
@@ -52,35 +61,66 @@ def test_unknown_label_names_the_nearest(text, nearest):
     assert "\n" not in message
 
 
-def test_label_that_is_like_no_other_gets_no_suggestion():
-    with pytest.raises(ValueError, match="'zzz': Labels are"):
-        parse_label("zzz")
-
-
 @pytest.mark.parametrize("value", [3, None, ["red cube"]])
 def test_label_must_be_text(value):
     with pytest.raises(ValueError, match="a label is a text"):
         parse_label(value)
 
 
-def test_parse_condition():
-    assert parse_condition("red cube, Blue  cylinder") == ("red cube", "blue cylinder")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "red cube, gray sphere",
+        "Red  cube,Grey sphere,",
+        '["red cube", "gray sphere"]',
+        "['red cube', 'gray sphere']",
+        '[["red cube", "gray sphere"]]',
+        "[red cube, gray sphere]",  # what a shell leaves of the quotes
+        "“red cube”，「gray sphere」",
+        '"red cube" "gray sphere"',
+        "red cube gray sphere",
+        "red_cube gray-sphere",
+        "red-cube；grey-sphere",
+        "red cube、gray sphere",
+        "red cube; gray sphere",
+        "red cube + gray sphere",
+        "red cube & gray sphere",
+        "red cube and gray sphere",
+        "red_cube_and_gray_sphere",
+        "(ＲＥＤ　ｃｕｂｅ，\ngray sphere)",
+    ],
+)
+def test_conditions_as_people_type_them(text):
+    assert parse_condition(text) == ("red cube", "gray sphere")
+
+
+def test_labels_of_every_shape_end_without_a_comma():
+    assert parse_condition("cyan cylinder red sphere blue cube gray cube") == (
+        "cyan cylinder",
+        "red sphere",
+        "blue cube",
+        "gray cube",
+    )
     assert parse_condition("cyan sphere") == ("cyan sphere",)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "empty condition"),
+        ("", "empty condition '': write labels such as"),
         (" , ", "empty condition"),
-        ("red cube,", "unknown label ''"),
+        ("[]", "empty condition"),
         ("red cube, Red Cube", "'red cube' is given twice"),
-        ("red cube, blue cubes", "did you mean 'blue cube'"),
+        ("red cube, blue cubes", "'blue cubes': did you mean 'blue cube'"),
+        ("red, cube", "unknown label 'red': did you mean 'red cube'"),
+        ('["red cube", "cyan cylindr"]', "'cyan cylindr': did you mean 'cyan cylinder'"),
+        ('[["red cube"], ["blue cube"]]', "more than one list of labels: write one, or use a file"),
     ],
 )
 def test_parse_condition_errors(text, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=re.escape(message)) as error:
         parse_condition(text)
+    assert "\n" not in str(error.value)
 
 
 def test_encode_puts_ones_at_the_labels():
@@ -131,15 +171,32 @@ def test_load_conditions_keeps_the_order(tmp_path):
     assert load_conditions(str(path)) == load_conditions(path)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_condition_files_in_any_encoding_of_unicode(tmp_path, encoding, indent):
+    path = tmp_path / "conditions.json"
+    for name in (encoding, encoding.replace("16", "32")):
+        path.write_bytes(json.dumps([["red cube"], ["grey　sphere"]], indent=indent).encode(name))
+        assert load_conditions(path) == [("red cube",), ("gray sphere",)]
+        text = json.dumps([["red cube"], ["grey　sphere"]], indent=indent, ensure_ascii=False)
+        path.write_bytes(text.encode(name))
+        assert load_conditions(path) == [("red cube",), ("gray sphere",)]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "not a JSON file"),
-        ('[["red cube"]', "not a JSON file"),
-        ("[" * 100_000, "not a JSON file"),
-        ("[]", "holds no conditions"),
-        ('{"a.png": ["red cube"]}', "no condition file"),
-        ('"red cube"', "no condition file"),
+        ("", "line 1 is not JSON: Expecting value at the end of the file"),
+        ('[["red cube"]', """line 1 is not JSON: .* in '[["red cube"]'"""),
+        ('[\n  ["red cube"]\n  ["blue cube"]\n]', """line 3 is not JSON: .* in '["blue cube"]'"""),
+        ("[\n['red cube']]", "line 2 is not JSON: Expecting value in \"['red cube']]\""),
+        ('[["red cube"],\n["blue cube]]\n', """line 2 is not JSON: .* in '["blue cube]]'"""),
+        ("[" + '["red cube"], ' * 999 + "oops]", """line 1 is not JSON: .*'.{5,50} oops]'$"""),
+        ("<!DOCTYPE html>\n<html>", "line 1 is not JSON: Expecting value in '<!DOCTYPE html>'"),
+        ("[" * 100_000, "is not JSON that can be read"),
+        ("[]", "holds [], not a list of conditions such as"),
+        ('{"a.png": ["red cube"]}', "holds {'a.png': ['red cube']}, not a list of conditions"),
+        ('"red cube"', "holds 'red cube', not a list of conditions"),
         ('["red cube", "blue cube"]', "row 0.*a condition is a list of labels.*'red cube'"),
         ('[["red cube"], []]', "row 1 .*is empty"),
         ('[["red cube"], ["red cubes"]]', "row 1 .*did you mean 'red cube'"),
@@ -149,24 +206,42 @@ def test_load_conditions_keeps_the_order(tmp_path):
 )
 def test_load_conditions_errors_name_file_and_row(tmp_path, text, message):
     path = write(tmp_path, text)
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(UserError, match=message.replace("[", r"\[")) as error:
         load_conditions(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+    assert len(str(error.value)) < len(str(path)) + 300
 
 
-def test_binary_condition_file(tmp_path):
+def test_train_json_is_shown_shortened(tmp_path):
+    entries = {f"{number}.png": ["red cube"] for number in range(999)}
+    with pytest.raises(UserError, match="not a list of conditions") as error:
+        load_conditions(write(tmp_path, json.dumps(entries)))
+    assert len(str(error.value)) < len(str(tmp_path)) + 300
+
+
+def test_files_that_are_no_unicode_or_no_json_in_it(tmp_path):
     path = tmp_path / "conditions.json"
-    path.write_bytes(b"\xff\xfe\x00\x80")
-    with pytest.raises(ValueError, match="not a JSON file"):
+    path.write_bytes('["紅"]'.encode("big5"))
+    with pytest.raises(UserError, match=f"{path} is not JSON: byte 2 is no utf-8; save it as"):
         load_conditions(path)
+    path.write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(UserError, match=f"{path}, line 1 is not JSON: .* in '\u8000'"):
+        load_conditions(path)
+
+
+def test_a_folder_in_the_place_of_a_condition_file(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path} is a folder, not a file"):
+        load_conditions(tmp_path)
 
 
 def test_missing_condition_file_names_the_nearest(tmp_path):
     path = write(tmp_path, "[]")
-    with pytest.raises(FileNotFoundError, match=f"did you mean {path}"):
+    write(tmp_path, "[]").rename(tmp_path / "other.json")
+    write(tmp_path, "[]")
+    with pytest.raises(FileNotFoundError, match=f"no file .*: did you mean '{path}'"):
         load_conditions(tmp_path / "condition.json")
-    with pytest.raises(FileNotFoundError, match="no file .*nothing-like-it.txt$"):
-        load_conditions(tmp_path / "nothing-like-it.txt")
+    with pytest.raises(FileNotFoundError, match="no file .*there.json$"):
+        load_conditions(tmp_path / "not" / "there.json")
 
 
 OBJECTS = {label: index for index, label in enumerate(LABELS)}

@@ -15,10 +15,13 @@ import torch
 from conftest import SCENES, write_course
 from PIL import Image
 
-from lab7.__main__ import ROOT, _show_failures, main
+from lab7.__main__ import _save_failures, main
 from lab7.dataset import CONDITION_FILES, DATA_DIR, load_images
+from lab7.errors import UserError
 from lab7.evaluator import Evaluator, build_network
 from lab7.labels import encode, load_conditions
+from lab7.model import ConditionalUNet
+from lab7.options import ROOT
 from lab7.records import read_record
 from lab7.scoring import Verdicts
 from workshop.course.handin import check_handin
@@ -61,8 +64,18 @@ def assert_fails(result, *parts):
         assert part in lines[0]
 
 
-def test_sample_draws_labels_given_as_text(run, tiny, tmp_path):
-    code, out, _ = run("sample", " Red  cube, blue cylinder", "--out", tmp_path / "o", *tiny)
+@pytest.mark.parametrize(
+    "typed",
+    [
+        [" Red  cube, blue cylinder"],
+        ['["red cube", "blue cylinder"]'],
+        ["[red cube,", "blue cylinder]"],  # what a shell leaves of it without quotes around it
+        ["red", "cube,", "blue", "cylinder"],
+        ["red_cube", "blue-cylinder"],
+    ],
+)
+def test_sample_draws_labels_as_people_type_them(run, tiny, tmp_path, typed):
+    code, out, _ = run("sample", *typed, "--out", tmp_path / "o", *tiny)
     assert code == 0 and "1 pictures in" in out
     assert Image.open(tmp_path / "o" / "0.png").size == (64, 64)
     summary = json.loads((tmp_path / "o" / "samples.json").read_text())
@@ -105,13 +118,13 @@ def test_a_figure_of_failures_goes_when_nothing_fails(tmp_path):
     figure = tmp_path / "test.png"
     figure.write_text("of an earlier call")
     right = Verdicts([["gray cube"]], [0], [0], [1], [[0]], [[0]])
-    _show_failures("test", right, None, tmp_path)
+    _save_failures("test", right, None, tmp_path)
     assert not figure.exists()
 
 
 def test_evaluate_and_sweep_write_records(run, tiny, tmp_path, monkeypatch, embedded_root):
     short = {name: [("red cube",), ("gray sphere", "cyan cube")] for name in CONDITION_FILES}
-    monkeypatch.setattr("lab7.__main__._conditions", short.get)
+    monkeypatch.setattr("lab7.dataset.named_conditions", lambda name, data: short[name])
     given = ["--repetitions", 1, "--results", tmp_path, "--data", embedded_root, *tiny]
     code, out, _ = run("evaluate", "--record", "mine", "--failures", tmp_path / "f", *given)
     assert code == 0 and out.splitlines()[0].split() == [*CONDITION_FILES]
@@ -226,13 +239,16 @@ def test_handin_on_the_courses_conditions_with_the_shipped_report(
 ):
     """The report stays about the pictures that its records are of."""
     asked = []
+
+    def build(folder, results, data, author):
+        asked.append(data)
+        raise UserError("report.pdf is not built in this test")
+
     monkeypatch.setattr(
         "workshop.course.handin.file_hash",
         lambda _: read_record("ours").environment["weights_sha256"],
     )
-    monkeypatch.setattr(
-        "workshop.course.handin.build", lambda folder, results, data, author: asked.append(data)
-    )
+    monkeypatch.setattr("workshop.course.handin.build", build)
     given = ["--data", course_root, "--output", tmp_path, *tiny]
     assert_fails(run("handin", "1", "a", *given), "report.pdf")
     assert asked == [None]
@@ -338,37 +354,146 @@ def test_bad_weights_are_refused(run, saved_pipeline, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.parametrize("mistake", [ValueError, FileNotFoundError, RuntimeError])
+def test_a_mistake_in_the_code_keeps_its_traceback(run, tiny, tmp_path, monkeypatch, mistake):
+    def forward(self, xt, t, cond):
+        raise mistake("of a student")
+
+    monkeypatch.setattr(ConditionalUNet, "forward", forward)
+    commands = (["sample", "red cube", "--out", tmp_path / "o", *tiny], ["train", "smoke"])
+    for command in commands:
+        with pytest.raises(mistake, match="of a student") as error:
+            run(*command)
+        assert not isinstance(error.value, UserError) and error.traceback[-1].name == "forward"
+
+
+# Runs several commands in one process: loading PyTorch takes seconds.
+RUN_ALL = """
+import contextlib, io, json, sys, traceback
+from lab7.__main__ import main
+results = []
+for arguments in json.load(sys.stdin):
+    sys.argv, shown = ["lab7", *arguments], io.StringIO()
+    with contextlib.redirect_stderr(shown), contextlib.redirect_stdout(shown):
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        except Exception:
+            code = 1
+            traceback.print_exc()
+    results.append((code, "", shown.getvalue()))
+print(json.dumps(results))
+"""
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs the permissions of Unix")
-def test_places_without_permission_are_named(tmp_path):
+def test_places_without_permission_are_named(tiny, tmp_path):
     # Permissions stop root only when it has given up the right to pass over them.
-    bound = ["setpriv", "--bounding-set", "-dac_override"] if os.geteuid() == 0 else []
+    bound = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+    bound = bound if os.geteuid() == 0 else []
     if bound and shutil.which("setpriv") is None:
         pytest.skip("as root this test needs setpriv, of util-linux")
+    (tmp_path / "closed").mkdir()
+    shutil.copy(DATA_DIR / "test.json", tmp_path / "test.json")
     tmp_path.chmod(0o555)
+    (tmp_path / "closed").chmod(0)
+    (tmp_path / "test.json").chmod(0)
+    commands = [
+        ["train", "smoke", "--output", tmp_path / "mine"],
+        ["render", "--output", tmp_path / "mine"],
+        ["sample", "red cube", *tiny, "--out", tmp_path / "mine"],
+        ["evaluate", "--record", "mine", *tiny, "--results", tmp_path / "mine"],
+        ["evaluate", *tiny, "--failures", tmp_path / "mine"],
+        ["report", "--output", tmp_path / "mine"],
+        ["sample", *tiny, "--conditions", tmp_path / "test.json"],
+        ["sample", *tiny, "--conditions", tmp_path / "closed" / "test.json"],
+    ]
+    arguments = json.dumps([list(map(str, command)) for command in commands])
+    done = subprocess.run(
+        [*bound, sys.executable, "-c", RUN_ALL],
+        cwd=ROOT, input=arguments, capture_output=True, text=True,
+    )  # fmt: skip
+    for command, result in zip(commands, json.loads(done.stdout.splitlines()[-1]), strict=True):
+        assert_fails(result, "Permission denied")
+        assert result[2].strip().endswith((str(tmp_path), str(command[-1]))), result
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["closed", "test.json"]
+    (tmp_path / "closed").chmod(0o755)  # for pytest, which removes it
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs limits of Unix")
+def test_a_full_disk_is_one_line(run, tiny, tmp_path, embedded_root):
+    import resource
+
+    assert run("sample", "red cube", "--out", tmp_path / "before", *tiny)[0] == 0
+    conditions = tmp_path / "c.json"
+    conditions.write_text('[["red cube"]]')
+    given = ["--conditions", conditions, "--data", embedded_root, "--repetitions", 1, *tiny]
     commands = (
-        ["train", "smoke", "--output"],
-        ["render", "--output"],
-        ["sample", "red cube", "--out"],
-        ["evaluate", "--record", "mine", "--results"],
-        ["report", "--output"],
+        ["sample", "red cube", "--out", tmp_path / "o", *tiny],
+        ["evaluate", "--failures", tmp_path / "o", *given],
+        ["report", "--output", tmp_path / "o"],
+    )
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for command in commands:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))  # bytes of a file
+        try:
+            result = run(*command)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert_fails(result, "File too large")
+        assert not [path for path in tmp_path.glob("o/**/*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    "arguments, wanted",
+    [
+        (["sample", "--cuont", "3"], "--count"),
+        (["sample", "--count", "many"], "--count"),
+        (["sampel"], "sample"),
+        (["render", "tarin"], "train"),
+        ([], "evaluate"),
+    ],
+)
+def test_wrong_options_are_named(run, arguments, wanted):
+    code, _, err = run(*arguments)
+    assert code == 2 and wanted in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere"])
+def test_places_that_are_none(run, tiny, tmp_path, embedded_root, place):
+    (tmp_path / "file").write_text("mine")
+    named = place.split("/")[0] or place
+    conditions = tmp_path / "c.json"
+    conditions.write_text('[["red cube"]]')
+    place, data = tmp_path / place, ["--data", embedded_root]
+    scored = ["evaluate", "--conditions", conditions, *tiny]
+    commands = (
+        ["train", "smoke", *data, "--output", place],
+        ["train", "smoke", "--output", tmp_path / "run", "--data", place],
+        ["train", "smoke", "--output", tmp_path / "run", *data, "--init-from", place],
+        ["sample", "red cube", *tiny, "--out", place],
+        ["sample", "red cube", "--out", tmp_path / "o", "--checkpoint", place],
+        ["sample", "red cube", "--out", tmp_path / "o", *tiny[:2], "--evaluator", place],
+        ["sample", *tiny, "--conditions", place],
+        [*scored, *data, "--images", place, "--failures", tmp_path / "f"],
+        [*scored, *data, "--failures", place],
+        [*scored, *data, "--record", "mine", "--results", place],
+        [*scored, "--data", place],
+        ["sweep", *tiny, *data, "--results", place],
+        ["experiments", "smoke", *data, "--results", tmp_path / "results", "--output", place],
+        ["render", "evaluator", "--scenes", 1, "--output", place / "inner"],
+        ["render", "evaluator", "--scenes", 1, "--output", tmp_path / "o", "--work", place],
+        ["train-evaluator", "--renders", place],
+        ["examine", *data, "--renders", place],
+        ["report", "--output", place],
+        ["report", "--output", tmp_path / "o", "--results", place],
+        ["handin", "1", "a", "--output", place],
     )
     for command in commands:
-        arguments = [*bound, sys.executable, "-m", "lab7", *command, tmp_path / "mine"]
-        done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
-        assert_fails((done.returncode, done.stdout, done.stderr), "Permission denied")
-        assert done.stderr.strip().endswith((str(tmp_path), str(tmp_path / "mine")))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_output_that_is_a_file_is_refused(run, tiny, tmp_path):
-    (tmp_path / "o").write_text("mine")
-    for output in (tmp_path / "o", tmp_path / "o" / "inner"):
-        assert_fails(run("sample", "red cube", "--out", output, *tiny), "o is a file")
-        assert_fails(run("report", "--output", output), "o is a file")
-        assert_fails(run("render", "--output", output), "o is a file")
-        assert_fails(run("evaluate", "--record", "x", "--results", output, *tiny), "o is a file")
-    assert [path.name for path in tmp_path.iterdir()] == ["o"]
-    assert (tmp_path / "o").read_text() == "mine"
+        assert_fails(run(*command), named)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_folder_that_is_not_the_courses_is_refused(run, tmp_path):
@@ -383,6 +508,7 @@ def test_unknown_names_get_the_nearest(run, tiny, tmp_path):
     assert_fails(run(*given, "--scheduler", "dpmsolver"), "dpmsolver++")
     assert_fails(run("sample", "--conditions", "tests.json", *tiny), "tests.json")
     assert_fails(run("sample", "--conditions", "new_tset", *tiny), "did you mean 'new_test'")
+    assert_fails(run("evaluate", "--conditions", "no/new_tset", *tiny), "no file no/new_tset")
 
 
 def test_a_device_that_is_not_here_is_refused(run, tiny, tmp_path):

@@ -1,0 +1,35 @@
+"""Options that several commands share, and where the project keeps what they are about."""
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+ROOT = Path(__file__).resolve().parent.parent
+GENERATOR = ROOT / "data" / "weights" / "generator"
+RESULTS = ROOT / "report" / "results"
+
+Checkpoint = Annotated[
+    Path, arg(help="Saved pipeline; by default the one that comes with the project.")
+]
+Results = Annotated[Path, arg(help="Folder of the records.")]
+Data = Annotated[
+    Path | None, arg(help="The course's folder; by default $LAB7_DATA, else the embedded set.")
+]
+Weights = Annotated[
+    Path | None, arg(help="Weights of the evaluator; by default checkpoint.pth of DATA, else ours.")
+]
+Device = Annotated[str | None, arg(help="cuda, mps or cpu; by default the best there is.")]
+Seed = Annotated[int, arg(help="Of the first picture; each next has one more.")]
+Steps = Annotated[int | None, arg(help="Sampling steps; by default the checkpoint's own.")]
+Guidance = Annotated[
+    float | None,
+    arg(help="Weight of classifier-free guidance, 1 for none; by default the checkpoint's own."),
+]
+Sampler = Annotated[
+    str | None,
+    arg(
+        help="ddpm, ddim, dpmsolver++, sde-dpmsolver++ or unipcmultistep; by default the "
+        "checkpoint's own."
+    ),
+]

@@ -1,0 +1,284 @@
+"""The commands of the workshop, which the command line of lab7 takes in.
+
+What a command needs is imported in it, as in `lab7.__main__`.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from lab7 import options
+from lab7.errors import UserError
+from lab7.options import ROOT
+
+
+def experiments(
+    trials: Annotated[tuple[str, ...], Positional, arg(metavar="TRIALS")] = (),
+    /,
+    plan: bool = False,
+    repetitions: int = 8,
+    output: Path = ROOT / "runs",
+    results: options.Results = options.RESULTS,
+    data: options.Data = None,
+    device: options.Device = None,
+) -> None:
+    """Train, score and record the experiments of notebook 04, one after the other.
+
+    Started again it goes on: what has a record is left alone, what is half trained is resumed.
+
+    Args:
+        trials: Which, in this order, for instance twin-cosine, or twin-cosine@1 with another seed;
+            by default all that the notebook shows.
+        plan: Only show what is left and how long it will take on this machine.
+        repetitions: Pictures of each condition.
+        output: Folder of the runs. Of a scored one the states are removed.
+    """
+    from workshop.study.experiments import PLAN, print_plan, run_experiments
+
+    trials = trials or PLAN
+    if plan:
+        print_plan(trials, output, results, device)
+    else:
+        run_experiments(trials, data, output, results, repetitions, device)
+
+
+def sweep(
+    checkpoint: options.Checkpoint = options.GENERATOR,
+    guidance: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
+    steps: tuple[int, ...] = (5, 10, 15, 20, 25, 50),
+    schedulers: tuple[str, ...] = ("sde-dpmsolver++", "dpmsolver++", "ddpm", "ddim"),
+    repetitions: int = 2,
+    keep: bool = False,
+    record: str = "sweep",
+    evaluator: options.Weights = None,
+    data: options.Data = None,
+    results: options.Results = options.RESULTS,
+    device: options.Device = None,
+) -> None:
+    """Score guidance scales, step counts and samplers on valid.json, and write the results down.
+
+    No setting is chosen on the test conditions.
+
+    Args:
+        guidance: Guidance scales, at the checkpoint's own number of steps.
+        steps: Numbers of steps, at the best guidance.
+        schedulers: Samplers, see `sample`; at the best guidance and the checkpoint's own steps.
+        repetitions: Pictures of each condition and setting.
+        keep: Save the best guidance with the checkpoint, which then draws with it by default.
+        record: Name of the record.
+    """
+    from lab7.dataset import named_conditions
+    from lab7.evaluator import Evaluator
+    from lab7.pipeline import load_pipeline
+    from workshop.study.recording import record_sweep
+
+    pipeline, judge = load_pipeline(checkpoint, device), Evaluator.load(evaluator, device, data)
+    metrics = record_sweep(
+        record,
+        pipeline,
+        judge,
+        named_conditions("valid", data),
+        guidance,
+        steps,
+        schedulers,
+        repetitions,
+        checkpoint,
+        results,
+        keep,
+        data,
+    )
+    for row in metrics["guidance"] + metrics["steps"] + metrics["schedulers"]:
+        print(
+            f"{row['scheduler']:15s}  guidance {row['guidance_scale']:4.1f}  "
+            f"{row['num_inference_steps']:3d} steps  "
+            f"top-k {row['top_k'].value:.4f}  exact set {row['exact_set'].value:.4f}"
+        )
+    print(f"best guidance {metrics['best_guidance']:g}{', saved' if keep else ''}")
+
+
+def render(
+    what: Annotated[Literal["train", "evaluator", "auditor"], Positional] = "train",
+    /,
+    output: Path | None = None,
+    scenes: int | None = None,
+    work: Path = ROOT / "runs" / "render",
+    workers: int | None = None,
+) -> None:
+    """Render pictures with Mitsuba 3; stopped and started again it goes on where it was.
+
+    Args:
+        what: train: the embedded 6,003 scenes and the condition files; evaluator, auditor: scenes
+            of up to five objects for training and testing the judge of that name.
+        output: Folder of the finished set; by default data/, runs/evaluator or runs/auditor.
+        scenes: How many scenes, from the first on, into an OUTPUT of your own; by default all.
+        work: Folder that keeps what is rendered so far.
+        workers: Processes; by default one for each processor.
+    """
+    from workshop.standin import scenes as standin
+
+    plans = getattr(standin, f"draw_{what}")()
+    if scenes is not None:
+        if not 1 <= scenes <= len(plans):
+            raise UserError(f"scenes {scenes} is not within 1 … {len(plans)}")
+        if output is None:
+            raise UserError("a part of the scenes would replace the whole set: give an --output")
+    output = output or ROOT / ("data" if what == "train" else f"runs/{what}")
+    standin.render_set(plans[:scenes], output, work, workers)
+    if what == "train":
+        for name, drawn in standin.draw_conditions().items():
+            standin.write_json(output / f"{name}.json", drawn)
+    print(f"saved {output / 'pictures.zip'}")
+
+
+def train_evaluator(
+    renders: Path = ROOT / "runs" / "evaluator",
+    output: Path | None = None,
+    epochs: int | None = None,
+    device: options.Device = None,
+) -> None:
+    """Train the evaluator on the embedded pictures and on those of `render evaluator`.
+
+    Stopped and started again it goes on after the last whole epoch.
+
+    Args:
+        renders: Folder that `render evaluator` wrote.
+        output: Weights to write; by default those that come with the project.
+        epochs: Passes over the pictures.
+    """
+    from workshop.judges import evaluator_training
+
+    evaluator_training.train_on_renders(renders, output, epochs, device)
+
+
+def train_auditor(
+    renders: Path = ROOT / "runs" / "auditor",
+    output: Path | None = None,
+    epochs: int | None = None,
+    device: options.Device = None,
+) -> None:
+    """Train the auditor on the pictures of `render auditor`.
+
+    Stopped and started again it goes on after the last whole epoch.
+
+    Args:
+        renders: Folder that `render auditor` wrote.
+        output: Weights to write; by default those that come with the project.
+        epochs: Passes over the pictures.
+    """
+    from workshop.judges import auditor_training
+
+    auditor_training.train_on_renders(renders, output, epochs, device)
+
+
+def examine(
+    renders: Path = ROOT / "runs" / "auditor",
+    evaluator: options.Weights = None,
+    data: options.Data = None,
+    record: str = "judges",
+    results: options.Results = options.RESULTS,
+    device: options.Device = None,
+) -> None:
+    """Measure how far evaluator and auditor can be trusted, on renders that neither has seen.
+
+    Args:
+        renders: Folder that `render auditor` wrote; its last pictures are used.
+        record: Name of the record.
+    """
+    from lab7.auditor import Auditor
+    from lab7.dataset import ICLEVRDataset
+    from lab7.evaluator import Evaluator
+    from workshop.judges.examination import examine_renders
+    from workshop.judges.fooling import FOOLED_SCORES
+
+    found = examine_renders(
+        Evaluator.load(evaluator, device, data),
+        Auditor.load(device=device),
+        renders,
+        ICLEVRDataset(data),
+        record,
+        results,
+    )
+    calibration = found["calibration"]
+    error = "–" if calibration["error"] is None else f"{calibration['error']:.4f}"
+    print(
+        f"calibration error {error} over {calibration['num_outputs']:,} uncertain probabilities of "
+        f"{calibration['num_pictures']:,} pictures"
+    )
+    for name, row in found["fooled"].items():
+        figures = (f"{key.replace('_', ' ')} {row[key].value:.4f}" for key in FOOLED_SCORES)
+        print(f"{name:12s}  {row['num_pictures']:5d} pictures  {'  '.join(figures)}")
+
+
+def report(
+    output: Path = ROOT / "build" / "report",
+    results: options.Results = options.RESULTS,
+    data: Path | None = None,
+) -> None:
+    """Build the report, as PDF and HTML, from the records.
+
+    Args:
+        output: Folder for report.pdf, report.html and their figures. With the project's own
+            folder, report, the README's table is renewed too.
+        data: Folder of the pictures that the records are of; by default the embedded set, or
+            $LAB7_DATA for records of the course's pictures.
+    """
+    from lab7.records import read_records
+    from report.build import build, write_readme
+
+    for path in build(output, results, data):
+        print(f"saved {path}")
+    if output.resolve() == ROOT / "report":
+        write_readme(read_records(results), ROOT / "README.md")
+
+
+def handin(
+    student_id: Annotated[str, Positional, arg(metavar="ID")],
+    name: Annotated[str, Positional, arg(metavar="NAME")],
+    /,
+    output: Path = ROOT / "build",
+    checkpoint: options.Checkpoint = options.GENERATOR,
+    results: options.Results = options.RESULTS,
+    data: options.Data = None,
+    seed: options.Seed = 0,
+    evaluator: options.Weights = None,
+    device: options.Device = None,
+) -> None:
+    """Make the zip that the course wants handed in, and check it against the course's list.
+
+    It holds the report, the source, and a picture for each condition of test and new_test with
+    grids, the denoising row and the accuracies.
+
+    Args:
+        student_id: Yours, without spaces.
+        name: Yours, without spaces.
+        output: Folder for LAB7_ID_NAME.zip.
+    """
+    from lab7.evaluator import Evaluator
+    from lab7.pipeline import load_pipeline
+    from workshop.course.handin import make_handin
+
+    path, lines = make_handin(
+        student_id,
+        name,
+        load_pipeline(checkpoint, device),
+        Evaluator.load(evaluator, device, data),
+        output=output,
+        checkpoint=checkpoint,
+        results=results,
+        data=data,
+        seed=seed,
+    )
+    print(*lines, f"saved {path}", sep="\n")
+
+
+COMMANDS = (
+    experiments,
+    render,
+    report,
+    handin,
+    sweep,
+    train_evaluator,
+    train_auditor,
+    examine,
+)
