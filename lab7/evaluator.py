@@ -17,12 +17,13 @@ from safetensors import SafetensorError
 from torch import nn
 from torchvision.models import resnet18
 
-from lab7.dataset import DATA_DIR, IMAGE_SIZE, resolve_root, to_float
+from lab7.dataset import IMAGE_SIZE, to_float
 from lab7.devices import choose_device
 from lab7.errors import MissingFileError, UserError
 from lab7.estimates import Estimate, Values, share
 from lab7.files import write_atomically
 from lab7.labels import NUM_LABELS
+from lab7.layouts import DATA_DIR, Root, find_layout, only
 
 WEIGHTS = DATA_DIR / "weights" / "evaluator.safetensors"
 THRESHOLD = 0.5  # a label counts as seen from this probability on
@@ -91,7 +92,7 @@ class Evaluator:
         cls,
         path: str | Path | None = None,
         device: str | torch.device | None = None,
-        root: str | Path | None = None,
+        root: Root = None,
     ) -> "Evaluator":
         """Load trained weights.
 
@@ -100,7 +101,7 @@ class Evaluator:
                 are under the key "model". None takes `checkpoint.pth` from the data folder where
                 there is one, else the weights that come with the project.
             device: See `Evaluator`.
-            root: Data folder, see `resolve_root`.
+            root: Data folder, see `find_layout`.
 
         Raises:
             MissingFileError: There is no such file.
@@ -253,10 +254,10 @@ def compute_scores(
     return Scores.of(label_ratios(hits, seen, labels.cpu()), groups)
 
 
-def default_weights(root: str | Path | None = None) -> Path:
-    """Return the weights that `Evaluator.load()` takes for a data folder, see `resolve_root`."""
-    course = resolve_root(root) / "checkpoint.pth"
-    return course if course.exists() else WEIGHTS
+def default_weights(root: Root = None) -> Path:
+    """Return the weights that `Evaluator.load()` takes for a data folder, see `find_layout`."""
+    evaluators = find_layout(root).evaluators
+    return only(evaluators, "evaluators", "--evaluator") or WEIGHTS
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
