@@ -93,8 +93,8 @@ def tree(root: Path, depth: int) -> Iterator[tuple[Path, set[str]]]:
 def only(found: Collection[Path], what: str, setting: str) -> Path | None:
     """Return what was found, or None; refuse to choose where it is more than one."""
     if len(found) > 1:
-        places = " and in ".join(map(str, found))
-        raise UserError(f"there are {what} in {places}: name one of them by {setting}")
+        places = " and ".join(sorted(map(str, found)))
+        raise UserError(f"{what} are found more than once, {places}: name one by {setting}")
     return next(iter(found), None)
 
 
