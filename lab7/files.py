@@ -85,14 +85,19 @@ def require_writable(folder: Path) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
+def user_path(path: str | Path) -> Path:
+    """Return the path that a user typed, perhaps with `~` or in quotes."""
+    return Path(os.path.expanduser(str(path).strip("\"'“” ")))
+
+
 def existing_folder(path: str | Path) -> Path:
-    """Return the folder that a user named, perhaps with `~` or in quotes.
+    """Return the folder that a user named, see `user_path`.
 
     Raises:
         MissingFileError: There is none.
         UserError: It is a file, or may not be read.
     """
-    folder = Path(os.path.expanduser(str(path).strip("\"'“” ")))
+    folder = user_path(path)
     with user_files():
         if not folder.exists():
             raise MissingFileError(f"no folder {folder}")
