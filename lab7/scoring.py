@@ -16,7 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lab7.auditor import Audit, Auditor, scene_ratios
-from lab7.dataset import ICLEVRDataset, cache_folder, data_hash
+from lab7.cache import cache_folder
+from lab7.dataset import ICLEVRDataset, data_hash
 from lab7.diffusion import scheduler_name
 from lab7.errors import UserError, unknown
 from lab7.estimates import Estimate, Values, difference, mean, share
