@@ -60,4 +60,6 @@ def make_subset(source: Path) -> bytes:
 
 
 if __name__ == "__main__":
-    OUTPUT.write_bytes(lzma.compress(make_subset(Path(sys.argv[1])), preset=9 | lzma.PRESET_EXTREME))
+    OUTPUT.write_bytes(
+        lzma.compress(make_subset(Path(sys.argv[1])), preset=9 | lzma.PRESET_EXTREME)
+    )
