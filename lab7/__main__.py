@@ -105,6 +105,7 @@ def sample(
     conditions: str | None = None,
     out: Path = Path("samples"),
     count: int = 1,
+    denoising: str | None = None,
     seed: int = 0,
     steps: int | None = None,
     guidance: float | None = None,
@@ -122,6 +123,7 @@ def sample(
             unseen, four_five.
         out: Folder for 0.png …, grid.png, denoising.png and samples.json.
         count: Pictures of LABELS.
+        denoising: Labels of the row from noise to picture; by default those of 0.png.
         seed: Of the first picture; each next has one more.
         steps: Sampling steps; by default the checkpoint's own.
         guidance: Weight of classifier-free guidance; 1 is none.
@@ -150,6 +152,7 @@ def sample(
         num_inference_steps=steps,
         guidance_scale=guidance,
         evaluator=Evaluator.load(evaluator, device, data),
+        denoising=None if denoising is None else parse_condition(denoising),
     )
     top_k = summary["scores"]["top_k"]["value"]
     print(f"{len(wanted)} pictures in {out}; accuracy by the evaluator {top_k:.4f}")
@@ -459,9 +462,11 @@ def report(
 
 
 def handin(
-    student_id: Annotated[str, tyro.conf.Positional],
-    name: Annotated[str, tyro.conf.Positional],
+    student_id: Annotated[str | None, tyro.conf.Positional] = None,
+    name: Annotated[str | None, tyro.conf.Positional] = None,
     /,
+    year: str | None = None,
+    check: Path | None = None,
     output: Path = ROOT / "build",
     checkpoint: Path = GENERATOR,
     results: Path = RESULTS,
@@ -470,15 +475,18 @@ def handin(
     evaluator: Path | None = None,
     device: str | None = None,
 ) -> None:
-    """Make the zip that the course wants handed in, and check it against the course's list.
+    """Make the zip that the course wants handed in, or check one against the course's list.
 
-    It holds the report, the source, and a picture for each condition of test and new_test with
-    grids, the denoising row and the accuracies.
+    It holds the source, a picture for each condition of test and new_test, and the report with
+    their grids, the denoising row and the accuracies.
 
     Args:
         student_id: Yours, without spaces.
-        name: Yours, without spaces.
-        output: Folder for LAB7_ID_NAME.zip.
+        name: Yours, in any script.
+        year: Whose hand-out to follow: 2023-spring, 2023-summer, 2024, 2025 or 2026; by default
+            the newest.
+        check: Only check this zip, which may be another student's.
+        output: Folder for the zip, for instance DL_LAB6_ID_NAME.zip.
         checkpoint: Saved pipeline that draws the pictures.
         results: Folder of its records, which the report is built from.
         data: The course's folder; by default $LAB7_DATA, else the embedded set.
@@ -489,10 +497,23 @@ def handin(
     from lab7.evaluator import Evaluator
     from lab7.pipeline import load_pipeline
     from workshop.course.handin import make_handin
+    from workshop.course.handin_check import check_handin
+    from workshop.course.handouts import find_handout
 
-    path, lines = make_handin(
+    handout = find_handout(year)
+    if check is not None:
+        findings = check_handin(check, check.name, handout, data)
+        print(f"{check} against the list of {handout.term}", *findings, sep="\n")
+        wrong = sum(not finding.harmless for finding in findings)
+        if wrong:
+            raise UserError(f"{check.name} is not what the course wants: {wrong} of these lines")
+        return
+    if student_id is None or name is None:
+        raise UserError("give ID and name, such as handin 123456 Ada_Lovelace, or --check ZIP")
+    path, findings = make_handin(
         student_id,
         name,
+        handout,
         load_pipeline(checkpoint, device),
         Evaluator.load(evaluator, device, data),
         output=output,
@@ -501,7 +522,7 @@ def handin(
         data=data,
         seed=seed,
     )
-    print(*lines, f"saved {path}", sep="\n")
+    print(*findings, f"saved {path}", sep="\n")
 
 
 def _conditions(name: str, data: Path | None) -> list[tuple[str, ...]]:

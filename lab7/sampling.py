@@ -37,6 +37,7 @@ def write_samples(
     guidance_scale: float | None = None,
     evaluator: Evaluator | None = None,
     progress: bool = True,
+    denoising: Sequence[str] | None = None,
 ) -> dict:
     """Draw one picture for each condition into a folder as the course wants it handed in.
 
@@ -53,6 +54,8 @@ def write_samples(
         guidance_scale: Of classifier-free guidance; None takes the pipeline's own.
         evaluator: The judge; None leaves the scores out.
         progress: Whether to show a progress bar.
+        denoising: Labels of the denoising row, which has the seed `seed`; None takes the first
+            condition, so that the row ends in 0.png.
 
     Returns:
         What samples.json holds.
@@ -70,7 +73,7 @@ def write_samples(
         for index, picture in enumerate(to_pil(images)):
             picture.save(folder / f"{index}.png")
         to_grid(images).save(folder / "grid.png")
-        frames = denoising_frames(pipeline, DENOISING_CONDITION, seed, **settings)
+        frames = denoising_frames(pipeline, denoising or conditions[0], seed, **settings)
         to_grid(frames, columns=len(frames)).save(folder / "denoising.png")
         summary = {
             "settings": settings | {"scheduler": scheduler_name(pipeline.scheduler), "seed": seed},

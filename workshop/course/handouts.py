@@ -41,16 +41,16 @@ HANDOUTS = {
 NEWEST = "2026"
 
 
-def find_handout(year: str) -> Handout:
+def find_handout(year: str | None = None) -> Handout:
     """Return the hand-out of a year.
 
     Args:
-        year: A key of `HANDOUTS`, for instance "2026" or "2023-summer".
+        year: A key of `HANDOUTS`, for instance "2026" or "2023-summer"; None takes the newest.
 
     Raises:
         UserError: It is none; the message names all.
     """
-    key = "-".join(year.lower().split())
+    key = NEWEST if year is None else "-".join(year.lower().split())
     if key not in HANDOUTS:
         raise unknown("year", year, HANDOUTS)
     return HANDOUTS[key]
