@@ -85,9 +85,25 @@ def check_handin(
         raise UserError(f"{name} is no zip, or a damaged one: {error}") from None
 
 
+def print_check(path: Path, handout: Handout, data: Path | None = None) -> None:
+    """Print what `check_handin` finds.
+
+    Raises:
+        UserError: It finds something that has to be mended, or see there.
+    """
+    findings = check_handin(path, path.name, handout, data)
+    print(f"{path} against the list of {handout.term}", *findings, sep="\n")
+    wrong = sum(not finding.harmless for finding in findings)
+    if wrong:
+        raise UserError(
+            f"{path.name} has to be mended: see the {wrong} lines above on what is missing, too much "
+            "or wrong"
+        )
+
+
 def _check_title(name: str, handout: Handout) -> Iterator[Finding]:
     wanted = f"{handout.prefix}_ID_Name.zip"
-    if re.fullmatch(rf"{handout.prefix}_[A-Za-z0-9]+_.+\.zip", name):
+    if re.fullmatch(rf"{handout.prefix}_[\w-]+_.+\.zip", name):
         yield Finding("there", f"{name}, named as {wanted}")
     else:
         yield Finding("wrong", f"the name {name}: {handout.term} wants {wanted}")
@@ -189,7 +205,8 @@ def _check_images(
     missing = [name for name in wanted if name not in files]
     extra = sorted(files.keys() - set(wanted))
     if missing:
-        hint = ", as the numbers begin at 1" if missing == wanted[:1] and extra else ""
+        shifted = missing == wanted[:1] and f"{count}.png" in extra
+        hint = ", as the numbers begin at 1" if shifted else ""
         yield Finding("missing", f"{folder}: {_list(missing)} of {count} pictures{hint}")
     if extra:
         yield Finding(
@@ -207,13 +224,13 @@ def _check_pictures(folder: PurePosixPath, pictures: dict[str, bytes | None]) ->
     if broken:
         yield Finding("wrong", f"{folder}: {_list(broken)} cannot be read as PNG")
     sizes = Counter(kind[0] for kind in kinds.values() if kind)
-    shown = ", ".join(f"{n} of {width}×{height}" for (width, height), n in sizes.most_common())
+    shown = ", ".join(f"{n} of {w}×{h} pixels" for (w, h), n in sizes.most_common())
     if len(sizes) > 1 or any(width != height for width, height in sizes):
-        yield Finding("wrong", f"{folder}: sizes {shown}: one square size is wanted")
+        yield Finding("wrong", f"{folder}: {shown}: all pictures have to be squares of one size")
     elif sizes:
-        other = sizes.keys() - {(IMAGE_SIZE,) * 2}
-        resized = f"; scripts resize them to {IMAGE_SIZE}×{IMAGE_SIZE}" if other else ""
-        yield Finding("there", f"{folder}: pictures {shown}{resized}")
+        resized = f"; scripts resize them to {IMAGE_SIZE}×{IMAGE_SIZE}"
+        usual = (IMAGE_SIZE, IMAGE_SIZE) in sizes
+        yield Finding("there", f"{folder}: pictures, {shown}{'' if usual else resized}")
     modes = {kind[1] for kind in kinds.values() if kind} - {"RGB"}
     if modes:
         yield Finding("note", f"{folder}: pictures of mode {_list(sorted(modes))}, not RGB")
