@@ -89,6 +89,7 @@ def sample(
     conditions: str | None = None,
     out: Path = Path("samples"),
     count: int = 1,
+    denoising: str | None = None,
     seed: options.Seed = 0,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
@@ -106,6 +107,7 @@ def sample(
             unseen, four_five.
         out: Folder for 0.png …, grid.png, denoising.png and samples.json.
         count: Pictures of LABELS.
+        denoising: Labels of the row from noise to picture; by default those of 0.png.
     """
     from lab7.evaluator import Evaluator
     from lab7.labels import parse_condition
@@ -126,6 +128,7 @@ def sample(
         num_inference_steps=steps,
         guidance_scale=guidance,
         evaluator=Evaluator.load(evaluator, device, data),
+        denoising=None if denoising is None else parse_condition(denoising),
     )
     top_k = summary["scores"]["top_k"]["value"]
     print(f"{len(wanted)} pictures in {out}; accuracy by the evaluator {top_k:.4f}")

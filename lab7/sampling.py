@@ -36,6 +36,7 @@ def write_samples(
     guidance_scale: float | None = None,
     evaluator: Evaluator | None = None,
     progress: bool = True,
+    denoising: Sequence[str] | None = None,
 ) -> dict:
     """Draw one picture for each condition into a folder as the course wants it handed in.
 
@@ -52,6 +53,8 @@ def write_samples(
         guidance_scale: Of classifier-free guidance; None takes the pipeline's own.
         evaluator: The judge; None leaves the scores out.
         progress: Whether to show a progress bar.
+        denoising: Labels of the denoising row, which has the seed `seed`; None takes the first
+            condition, so that the row ends in 0.png.
 
     Returns:
         What samples.json holds.
@@ -65,7 +68,7 @@ def write_samples(
         images = pipeline(
             conditions, seeds=seeds, output_type="pt", progress=progress, **settings
         ).images
-        frames = denoising_frames(pipeline, DENOISING_CONDITION, seed, **settings)
+        frames = denoising_frames(pipeline, denoising or conditions[0], seed, **settings)
         summary = {
             "settings": settings | {"scheduler": scheduler_name(pipeline.scheduler), "seed": seed},
             "conditions": [list(condition) for condition in conditions],

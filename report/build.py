@@ -15,7 +15,6 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-import typst
 from diffusers import DDPMScheduler
 from PIL import Image
 
@@ -36,7 +35,10 @@ from lab7.records import (
     read_record,
     read_records,
 )
+from lab7.sampling import DENOISING_CONDITION
 from lab7.scoring import label_names
+from report.handin import HandIn, draw_denoising
+from report.printing import needs_system_fonts, typeset, unpack_font
 from workshop.judges import plots as judge_plots
 
 HERE = Path(__file__).resolve().parent
@@ -52,7 +54,7 @@ def build(
     output: str | Path,
     results: str | Path = RESULTS_DIR,
     data: str | Path | None = None,
-    author: str = "",
+    handin: HandIn | None = None,
 ) -> list[Path]:
     """Draw the figures and typeset the report.
 
@@ -61,7 +63,8 @@ def build(
         results: Folder of the records.
         data: Folder of the data set that the records are of. None takes the embedded set, or what
             `LAB7_DATA` names for records of the course's pictures.
-        author: Stands below the title.
+        handin: What a student hands in: its grids and denoising row take the place of those of
+            the records.
 
     Returns:
         The files written; nothing is written unless all of it could be made.
@@ -78,12 +81,13 @@ def build(
     course = records["ours"].get("course")
     records |= judge_records(results, course["evaluator"])
     data = find_data(data, course["pictures"])
+    system_fonts = handin is not None and needs_system_fonts(handin.student)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        draw_figures(records, results, data, work / "figures")
-        gather(records, results, data, work, author)
+        draw_figures(records, results, data, work / "figures", handin)
+        gather(records, results, data, work, handin)
         for kind in ("html", "pdf"):
-            (work / f"report.{kind}").write_bytes(typeset(work, kind))
+            (work / f"report.{kind}").write_bytes(typeset(work, kind, system_fonts))
         made = [*sorted((work / "figures").iterdir()), work / "report.html", work / "report.pdf"]
         paths = [output / path.relative_to(work) for path in made]
         for source, path in zip(made, paths, strict=True):
@@ -120,7 +124,9 @@ def find_data(data: Root, course: bool) -> Layout:
     return layout
 
 
-def draw_figures(records: dict[str, Record], results: Path, data: Layout, folder: Path) -> None:
+def draw_figures(
+    records: dict[str, Record], results: Path, data: Layout, folder: Path, handin: HandIn | None
+) -> None:
     """Draw every figure of the report into a folder."""
     folder.mkdir()
     ours, sweep = records["ours"], records["sweep"]
@@ -140,9 +146,8 @@ def draw_figures(records: dict[str, Record], results: Path, data: Layout, folder
             "fooled.svg": judge_plots.fooled_judges(judges.get("fooled")),
         }
     frames = plots.split_grid(read_picture(results / "ours" / "denoising.png"))
-    captions = ["noise", *[""] * (len(frames) - 2), "picture"]
     charts |= {
-        "denoising.webp": plots.denoising_row(frames, captions),
+        "denoising.webp": draw_denoising(frames),
         "training.svg": plots.training_curve(read_log(results / "ours" / "log.jsonl")),
         "sweep.svg": plots.sweep_curves({key: sweep.get(key) for key in ("guidance", "steps")}),
         "accuracy.svg": draw_accuracy(records),
@@ -151,6 +156,7 @@ def draw_figures(records: dict[str, Record], results: Path, data: Layout, folder
         ),
         "schedules.svg": draw_schedules(),
     }
+    charts |= handin.charts() if handin else {}
     for name, chart in charts.items():
         chart.save(folder / name)
 
@@ -260,9 +266,14 @@ def accuracy_table(records: dict[str, Record]) -> str:
 
 
 def gather(
-    records: dict[str, Record], results: Path, data: Layout, work: Path, author: str = ""
+    records: dict[str, Record],
+    results: Path,
+    data: Layout,
+    work: Path,
+    handin: HandIn | None = None,
 ) -> None:
     """Put all that report.typ reads into one folder."""
+    unpack_font(work / "fonts")
     for name in ("report.typ", "references.yml"):
         shutil.copy(HERE / name, work)
     for name in records:
@@ -271,7 +282,8 @@ def gather(
         for file in ("config.json", "metrics.json"):
             shutil.copy(source / file, work / "results" / name)
     facts = {
-        "author": author,
+        "handin": handin.facts() if handin else None,
+        "denoised": ", ".join(handin.denoised if handin else DENOISING_CONDITION),
         "records": list(records),
         "published": published(),
         "original": {
@@ -313,13 +325,3 @@ def read_picture(file: Path) -> np.ndarray:
     """Read a picture, uint8 (H, W, 3)."""
     with Image.open(file) as picture:
         return np.array(picture.convert("RGB"))
-
-
-def typeset(work: Path, kind: str) -> bytes:
-    """Compile report.typ to "pdf" or "html"."""
-    try:
-        return typst.compile(
-            work / "report.typ", root=work, format=kind, ignore_system_fonts=True, timestamp=0
-        )
-    except typst.TypstError as error:
-        raise UserError(f"the report cannot be built: {error.message}") from None

@@ -40,6 +40,16 @@ def test_write_samples_follows_the_course_layout(pipeline, evaluator, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"], "no temporary folder is left"
 
 
+def test_the_denoising_row_is_of_what_was_asked_for(pipeline, tmp_path):
+    def last_frame(**options):
+        write_samples(pipeline, CONDITIONS, tmp_path, 5, **options)
+        return split_grid(Image.open(tmp_path / "denoising.png"))[-1].transpose(1, 2, 0)
+
+    assert (last_frame() == np.asarray(Image.open(tmp_path / "0.png"))).all()
+    other = pipeline(CONDITIONS[1:2], seeds=[5], progress=False).images[0]
+    assert (last_frame(denoising=CONDITIONS[1]) == np.asarray(other)).all()
+
+
 def test_a_shorter_call_leaves_no_pictures_of_a_longer_one(pipeline, tmp_path):
     write_samples(pipeline, CONDITIONS, tmp_path)
     (tmp_path / "7.png").write_text("mine")

@@ -233,9 +233,11 @@ def report(
 
 
 def handin(
-    student_id: Annotated[str, Positional, arg(metavar="ID")],
-    name: Annotated[str, Positional, arg(metavar="NAME")],
+    student_id: Annotated[str | None, Positional, arg(metavar="ID")] = None,
+    name: Annotated[str | None, Positional, arg(metavar="NAME")] = None,
     /,
+    year: str | None = None,
+    check: Path | None = None,
     output: Path = ROOT / "build",
     checkpoint: options.Checkpoint = options.GENERATOR,
     results: options.Results = options.RESULTS,
@@ -244,23 +246,34 @@ def handin(
     evaluator: options.Weights = None,
     device: options.Device = None,
 ) -> None:
-    """Make the zip that the course wants handed in, and check it against the course's list.
+    """Make the zip that the course wants handed in, or check one against the course's list.
 
-    It holds the report, the source, and a picture for each condition of test and new_test with
-    grids, the denoising row and the accuracies.
+    It holds the source, a picture for each condition of test and new_test, and the report with
+    their grids, the denoising row and the accuracies.
 
     Args:
         student_id: Yours, without spaces.
-        name: Yours, without spaces.
-        output: Folder for LAB7_ID_NAME.zip.
+        name: Yours, in any script.
+        year: Whose hand-out to follow: 2023-spring, 2023-summer, 2024, 2025 or 2026; by default
+            the newest.
+        check: Only check this zip, which may be another student's.
+        output: Folder for the zip, for instance DL_LAB6_ID_NAME.zip.
     """
     from lab7.evaluator import Evaluator
     from lab7.pipeline import load_pipeline
     from workshop.course.handin import make_handin
+    from workshop.course.handin_check import print_check
+    from workshop.course.handouts import find_handout
 
-    path, lines = make_handin(
+    handout = find_handout(year)
+    if check is not None:
+        return print_check(check, handout, data)
+    if student_id is None or name is None:
+        raise UserError("give ID and name, such as handin 123456 Ada_Lovelace, or --check ZIP")
+    path, findings = make_handin(
         student_id,
         name,
+        handout,
         load_pipeline(checkpoint, device),
         Evaluator.load(evaluator, device, data),
         output=output,
@@ -269,7 +282,7 @@ def handin(
         data=data,
         seed=seed,
     )
-    print(*lines, f"saved {path}", sep="\n")
+    print(*findings, f"saved {path}", sep="\n")
 
 
 COMMANDS = (
