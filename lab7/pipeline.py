@@ -230,7 +230,9 @@ def load_pipeline(
     return ConditionalDDPMPipeline(unet, chosen, **settings).to(choose_device(device))
 
 
-def save_pipeline(pipeline: ConditionalDDPMPipeline, path: str | Path) -> None:
+def save_pipeline(
+    pipeline: ConditionalDDPMPipeline, path: str | Path, dtype: torch.dtype = torch.float16
+) -> None:
     """Save a pipeline in diffusers' layout, the weights in float16 (half the size on disk).
 
     `load_pipeline` and `from_pretrained` take them back to float32; the rounding, a relative
@@ -239,6 +241,7 @@ def save_pipeline(pipeline: ConditionalDDPMPipeline, path: str | Path) -> None:
     Args:
         pipeline: What to save; it is left as it is.
         path: Folder to write; a saved pipeline there is replaced once the new one is complete.
+        dtype: Of the weights; float32 keeps them to the last bit.
 
     Raises:
         UserError: If the folder holds something else.
@@ -246,12 +249,12 @@ def save_pipeline(pipeline: ConditionalDDPMPipeline, path: str | Path) -> None:
     path = Path(path)
     if path.exists() and not (path / "model_index.json").is_file():
         raise UserError(f"{path} is not a saved generator, so it is not replaced by one")
-    half = ConditionalUNet.from_config(pipeline.unet.own_config).half()
-    half.load_state_dict(pipeline.unet.state_dict())
+    unet = ConditionalUNet.from_config(pipeline.unet.own_config).to(dtype)
+    unet.load_state_dict(pipeline.unet.state_dict())
     settings = {k: pipeline.config[k] for k in SETTINGS}
     unfinished = path.with_name(path.name + ".unfinished")
     try:
-        ConditionalDDPMPipeline(half, pipeline.scheduler, **settings).save_pretrained(unfinished)
+        ConditionalDDPMPipeline(unet, pipeline.scheduler, **settings).save_pretrained(unfinished)
         shutil.rmtree(path, ignore_errors=True)
         os.replace(unfinished, path)
     finally:
