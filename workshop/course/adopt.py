@@ -4,6 +4,7 @@ Most is read off the shapes of the weights. What they do not tell is given or as
 show whether that was right.
 """
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,12 +109,12 @@ def adopt(
     set_steps(sampler, steps)  # before anything is written: is there such a number?
     with user_files():
         save_pipeline(ConditionalDDPMPipeline(unet, sampler, steps, guidance), out, torch.float32)
-    print(told)
+    print(told, f"saved {out}", sep="\n")
     drawn = write_samples(load_pipeline(out, device), conditions, out / "test", evaluator=judge)
     print(
-        f"saved {out}; {len(conditions)} pictures of test in {out / 'test'} (see grid.png), "
-        f"accuracy by the evaluator {drawn['scores']['top_k']['value']:.4f}: "
-        "if your own are better, something assumed is wrong"
+        f"{len(conditions)} pictures of test in {out / 'test'} (see grid.png); accuracy by the "
+        f"evaluator {drawn['scores']['top_k']['value']:.4f}: if your own are better, something "
+        "assumed is wrong"
     )
 
 
@@ -136,23 +137,21 @@ def read_network(
         UserError: It is damaged, could run code, or holds no network of the kinds known.
     """
     file, saved = _read_folder(path) if path.is_dir() else (path, {})
-    place, weights, rest = find_network(read_file(file), file, key)
-    read = _take_betas(rest, place) | saved
-    if rest:
-        name, tensor = next(iter(rest.items()))
-        raise UserError(f"{file}: {name} {tuple(tensor.shape)} has no place in {KNOWN}")
+    place, weights = find_network(read_file(file), file, key)
     usual, given = vars(Options()), vars(options)
     given = {name: value for name, value in given.items() if value != usual[name]}
-    settings = usual | read | given
+    settings = usual | saved | given
     form = _read_form(weights, place)
     unet = _build(form, weights, settings, place)
     noise = DDPMScheduler(**{name: settings[name] for name in NOISE if name in settings})
     sources = {
-        f"read off {place}": form | form["unet_options"] | read,
+        f"read off {place}": form | form["unet_options"] | saved,
         "given": given,
-        "assumed": {name: usual[name] for name in usual if name not in read | given},
+        "assumed": {name: usual[name] for name in usual if name not in saved | given},
     }
     sources["assumed"]["pictures"] = f"{IMAGE_SIZE}×{IMAGE_SIZE} in [-1, 1]"
+    if form["condition"] == "channels":
+        sources["assumed"]["input channels"] = "the picture's, then the labels'"
     return unet, noise, "\n".join(_line(*source) for source in sources.items() if source[1])
 
 
@@ -178,67 +177,53 @@ def _read_folder(folder: Path) -> tuple[Path, dict[str, Any]]:
     return files[-1], settings
 
 
-def _take_betas(rest: Weights, place: str) -> dict[str, Any]:
-    """Take the noise schedule and what is computed from it out of tensors; return its settings."""
-    betas = next((t for name, t in rest.items() if name.split(".")[-1] == "betas"), None)
-    if betas is None:
-        return {}
-    for name in [name for name, t in rest.items() if len(t) in (len(betas), len(betas) + 1)]:
-        del rest[name]
-    ends = {"beta_start": round(float(betas[0]), 8), "beta_end": round(float(betas[-1]), 8)}
-    for name in CHOICES["beta_schedule"]:
-        found = {"num_train_timesteps": len(betas), "beta_schedule": name} | ends
-        if torch.allclose(DDPMScheduler(**found).betas, betas.float(), rtol=1e-3):
-            return found
-    raise UserError(f"{place} has betas of no known schedule: save the network alone")
-
-
 def _read_form(weights: Weights, place: str) -> dict[str, Any]:
     """Return the arguments of `ConditionalUNet` that the shapes tell."""
-
-    def inside(start: str) -> set[str]:
-        names = [name.removeprefix(start) for name in weights if name.startswith(start)]
-        return {name.split(".")[0] for name in names}
-
-    def blocks(way: str) -> tuple[tuple[str, ...], str]:
-        kinds, sampler = [], "conv"
-        for level in range(len(channels)):
-            block = f"{way.lower()}_blocks.{level}."
-            residual = "conv1" in inside(f"{block}{way.lower()}samplers.0.")
-            if inside(f"{block}attentions."):
-                kinds.append(f"Attn{way}Block2D")
-                sampler = "resnet" if residual else sampler
-            else:
-                kinds.append(f"Resnet{way}sampleBlock2D" if residual else f"{way}Block2D")
-        return tuple(kinds), sampler
-
+    levels = range(len(_inside(weights, "down_blocks.")))
     try:
-        channels = tuple(
-            len(weights[f"down_blocks.{level}.resnets.0.conv1.weight"])
-            for level in range(len(inside("down_blocks.")))
-        )
+        channels = [len(weights[f"down_blocks.{i}.resnets.0.conv1.weight"]) for i in levels]
         shift = len(weights["down_blocks.0.resnets.0.time_emb_proj.weight"])
     except KeyError as error:
         raise UserError(f"{place} lacks {error.args[0]}: wanted is {KNOWN}") from None
-    (down, downsampler), (up, upsampler) = blocks("Down"), blocks("Up")
+    (down, downsampler), (up, upsampler) = (_blocks(weights, way, levels) for way in ("Down", "Up"))
     options = {
         "time_embedding_dim": len(weights[TIME]),
-        "mid_block_type": "UNetMidBlock2D" if inside("mid_block.") else None,
-        "add_attention": bool(inside("mid_block.attentions.")),
+        "mid_block_type": "UNetMidBlock2D" if _inside(weights, "mid_block.") else None,
+        "add_attention": bool(_inside(weights, "mid_block.attentions.")),
         "downsample_type": downsampler,
         "upsample_type": upsampler,
     }
-    if not inside("mid_block.attentions.0.group_norm."):
+    if not _inside(weights, "mid_block.attentions.0.group_norm."):
         options["attn_norm_num_groups"] = None
     return {
         "block_out_channels": channels,
-        "layers_per_block": len(inside("down_blocks.0.resnets.")),
+        "layers_per_block": len(_inside(weights, "down_blocks.0.resnets.")),
         "down_block_types": down,
         "up_block_types": up,
         "resnet_time_scale_shift": "scale_shift" if shift == 2 * channels[0] else "default",
         "condition": "channels" if weights[FIRST].shape[1] > NUM_LABELS else "embedding",
         "unet_options": options,
     }
+
+
+def _blocks(weights: Weights, way: str, levels: range) -> tuple[list[str], str]:
+    """Return the kinds of the blocks on a way, Down or Up, and the samplers of those that attend."""
+    kinds, sampler = [], "conv"
+    for level in levels:
+        block = f"{way.lower()}_blocks.{level}."
+        residual = "conv1" in _inside(weights, f"{block}{way.lower()}samplers.0.")
+        if _inside(weights, f"{block}attentions."):
+            kinds.append(f"Attn{way}Block2D")
+            sampler = "resnet" if residual else sampler
+        else:
+            kinds.append(f"Resnet{way}sampleBlock2D" if residual else f"{way}Block2D")
+    return kinds, sampler
+
+
+def _inside(weights: Weights, start: str) -> set[str]:
+    """Return what comes next in the names that begin so."""
+    names = [name.removeprefix(start) for name in weights if name.startswith(start)]
+    return {name.split(".")[0] for name in names}
 
 
 def _build(
@@ -249,7 +234,8 @@ def _build(
     options = {name: settings[name] for name in UNET_OPTIONS if name in settings}
     given = {name: settings[name] for name in UNET}
     given["unet_options"] = form["unet_options"] | options
-    unet = ConditionalUNet(**form | given)
+    with warnings.catch_warnings(action="ignore"):  # about layers without size: refused below
+        unet = ConditionalUNet(**form | given)
     own = unet.state_dict()
     for name in [*weights, *own]:
         if name not in own:

@@ -64,7 +64,7 @@ def read_file(path: Path) -> Any:
     raise UserError(f"{path} is {kind}" if start else f"{path} is empty: copy it again")
 
 
-def find_network(content: Any, path: Path, key: str | None = None) -> tuple[str, Weights, Weights]:
+def find_network(content: Any, path: Path, key: str | None = None) -> tuple[str, Weights]:
     """Find the one network in what a file holds.
 
     Args:
@@ -73,11 +73,11 @@ def find_network(content: Any, path: Path, key: str | None = None) -> tuple[str,
         key: Where the network is, needed if there are several and not just one of them an EMA.
 
     Returns:
-        Where it is; its weights by the names they have in `ConditionalUNet`, the condition's layer
-        among them; and what belongs to it but has no place there, by its names in the file.
+        Where it is, and its weights by the names they have in `ConditionalUNet`, the layer that
+        takes the condition among them.
 
     Raises:
-        UserError: There is none, or there are several.
+        UserError: There is none, there are several, or it has weights of an unknown kind.
     """
     tensors, home = {}, {}
     for place, name, tensor in _tensors(content):
@@ -100,7 +100,9 @@ def find_network(content: Any, path: Path, key: str | None = None) -> tuple[str,
     if weights[FIRST].shape[1] < NUM_LABELS:
         size = len(weights[TIME])
         weights |= _take_condition(rest, size) or _take_condition(apart, size)
-    return f"{path} {chosen}".rstrip(" ."), weights, rest
+    for name, tensor in rest.items():
+        raise UserError(f"{path}: {name} {tuple(tensor.shape)} has no place in {KNOWN}")
+    return f"{path} {chosen}".rstrip(" ."), weights
 
 
 def _tensors(content: Any, place: str = "") -> Iterator[tuple[str, str, Tensor]]:
