@@ -1,6 +1,7 @@
 """ConditionalUNet: diffusers' UNet2DModel with a multi-label condition."""
 
 import inspect
+from typing import Any
 
 import torch
 
@@ -50,6 +51,8 @@ class ConditionalUNet(UNet2DModel):
         scaling_factor: What pictures in [-1, 1] are multiplied by before noise is added (Chen
             2023, “On the importance of noise scheduling”, section 2.2). The network itself does
             not use it; it is saved with it, for training and sampling have to agree on it.
+        unet_options: More arguments of diffusers' UNet2DModel, for networks that were made
+            elsewhere, such as `{"act_fn": "gelu"}`.
 
     Raises:
         UserError: If `condition` is unknown or `sample_size` does not fit the number of levels.
@@ -73,9 +76,11 @@ class ConditionalUNet(UNet2DModel):
         condition: str = "embedding",
         patch_size: int = 1,
         scaling_factor: float = 1.0,
+        unet_options: dict[str, Any] | None = None,
     ):
         _check(condition, sample_size, patch_size * 2 ** (len(block_out_channels) - 1))
         as_channels = condition == "channels"
+        options = {"attn_norm_num_groups": norm_num_groups} | (unet_options or {})
         super().__init__(
             sample_size=sample_size,
             in_channels=in_channels * patch_size**2 + as_channels * num_labels,
@@ -87,14 +92,15 @@ class ConditionalUNet(UNet2DModel):
             attention_head_dim=attention_head_dim,
             resnet_time_scale_shift=resnet_time_scale_shift,
             norm_num_groups=norm_num_groups,
-            attn_norm_num_groups=norm_num_groups,
             dropout=dropout,
             class_embed_type=None if as_channels else "identity",
+            **options,
         )
         # The parent has just registered the channels it sees behind the pixel_unshuffle.
         self.register_to_config(in_channels=in_channels, out_channels=out_channels)
         if not as_channels:
-            self.condition_embedding = nn.Linear(num_labels, 4 * block_out_channels[0])
+            size = self.time_embedding.linear_2.out_features
+            self.condition_embedding = nn.Linear(num_labels, size)
 
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):

@@ -235,7 +235,9 @@ def fill_network(unet: ConditionalUNet, weights: Mapping[str, Tensor], source: s
     unet.load_state_dict(weights)
 
 
-def save_pipeline(pipeline: ConditionalDDPMPipeline, path: str | Path) -> None:
+def save_pipeline(
+    pipeline: ConditionalDDPMPipeline, path: str | Path, dtype: torch.dtype = torch.float16
+) -> None:
     """Save a pipeline in diffusers' layout, the weights in float16 (half the size on disk).
 
     `load_pipeline` and `from_pretrained` take them back to float32; the rounding, a relative
@@ -244,6 +246,7 @@ def save_pipeline(pipeline: ConditionalDDPMPipeline, path: str | Path) -> None:
     Args:
         pipeline: What to save; it is left as it is.
         path: Folder to write; a saved pipeline there is replaced once the new one is complete.
+        dtype: Of the weights; float32 keeps them to the last bit.
 
     Raises:
         UserError: If the folder holds something else.
@@ -251,13 +254,13 @@ def save_pipeline(pipeline: ConditionalDDPMPipeline, path: str | Path) -> None:
     path = Path(path)
     if path.exists() and not (path / "model_index.json").is_file():
         raise UserError(f"{path} is not a saved generator, so it is not replaced by one")
-    half = ConditionalUNet.from_config(pipeline.unet.config).half()
-    half.load_state_dict(pipeline.unet.state_dict())
-    halved = ConditionalDDPMPipeline(half, pipeline.scheduler, **pipeline.settings())
+    unet = ConditionalUNet.from_config(pipeline.unet.config).to(dtype)
+    unet.load_state_dict(pipeline.unet.state_dict())
+    saved = ConditionalDDPMPipeline(unet, pipeline.scheduler, **pipeline.settings())
     unfinished = path.with_name(path.name + ".unfinished")
     try:
         with user_files():
-            halved.save_pretrained(unfinished)
+            saved.save_pretrained(unfinished)
             shutil.rmtree(path, ignore_errors=True)
             os.replace(unfinished, path)
     finally:

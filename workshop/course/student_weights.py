@@ -1,0 +1,146 @@
+"""The weights of a UNet2DModel in a student's file, whatever is wrapped around them."""
+
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from lab7.errors import MissingFileError, UserError, user_files
+from lab7.labels import NUM_LABELS
+
+Weights = dict[str, Tensor]
+
+KNOWN = (
+    "diffusers' UNet2DModel, with the condition through one linear layer to the time embedding or "
+    f"as {NUM_LABELS} more input channels"
+)
+FIRST, TIME = "conv_in.weight", "time_embedding.linear_1.weight"  # every such network has them
+# The modules of UNet2DModel that have weights, its class embedding aside.
+MODULES = ("conv_in", "time_embedding", "down_blocks", "mid_block", "up_blocks")
+MODULES += ("conv_norm_out", "conv_out")
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+OLD_NAME = re.compile(rf"(?<=\.)({'|'.join(OLD_NAMES)})(?=\.)")
+NOT_WEIGHTS = {
+    b"version https://git-lfs": "a Git LFS pointer: fetch the file itself with git lfs pull",
+    b"<": "a web page in place of a download: download the file itself",
+    b"": "no file of PyTorch or safetensors: save model.state_dict() with torch.save",
+}
+
+
+def read_file(path: Path) -> Any:
+    """Read a file of PyTorch or safetensors, whatever its name, without running code.
+
+    Raises:
+        MissingFileError: No such file.
+        UserError: It is damaged, something else, or could run code.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"no file {path}")
+    with user_files(), open(path, "rb") as file:
+        start = file.read(100)
+    try:
+        if start[8:9] == b"{":
+            return safetensors.torch.load_file(path)
+        if start.startswith((b"PK", b"\x80")):
+            with warnings.catch_warnings(action="ignore"):  # about a file that is refused anyway
+                return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} holds more than tensors and could run code, so it is not opened: in your own "
+            "code, torch.save(model.state_dict(), 'weights.pth'), and adopt weights.pth"
+        ) from None
+    except (SafetensorError, RuntimeError, EOFError, LookupError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{path} is damaged, copy or save it again: {reason}") from None
+    kind = next(kind for mark, kind in NOT_WEIGHTS.items() if start.lstrip().startswith(mark))
+    raise UserError(f"{path} is {kind}" if start else f"{path} is empty: copy it again")
+
+
+def find_network(content: Any, path: Path, key: str | None = None) -> tuple[str, Weights]:
+    """Find the one network in what a file holds.
+
+    Args:
+        content: State dicts, nested in dicts and lists; those of optimizers are left alone.
+        path: The file, for messages.
+        key: Where the network is, needed if there are several and not just one of them an EMA.
+
+    Returns:
+        Where it is, and its weights by the names they have in `ConditionalUNet`, the layer that
+        takes the condition among them.
+
+    Raises:
+        UserError: There is none, there are several, or it has weights of an unknown kind.
+    """
+    tensors, home = {}, {}
+    for place, name, tensor in _tensors(content):
+        tensors[place + name], home[place + name] = tensor, place
+    prefixes = [name.removesuffix(FIRST) for name in tensors if name.endswith(FIRST)]
+    prefixes = [prefix for prefix in prefixes if prefix + TIME in tensors]
+    if not prefixes:
+        raise UserError(f"{path}: {next(iter(tensors), 'what it holds')} has no place in {KNOWN}")
+    chosen = _choose(prefixes, path, key)
+    homes = {home[prefix + FIRST] for prefix in prefixes}
+    weights, rest, apart = {}, {}, {}
+    for name, tensor in tensors.items():
+        inner = name.removeprefix(chosen)
+        if name.startswith(chosen) and inner.split(".")[0] in MODULES:
+            weights[OLD_NAME.sub(lambda old: OLD_NAMES[old[0]], inner)] = tensor
+        elif home[name] not in homes:  # it may be the condition's layer, saved on its own
+            apart[name] = tensor
+        elif _kinship(name, chosen) == max(_kinship(name, prefix) for prefix in prefixes):
+            rest[name] = tensor
+    if weights[FIRST].shape[1] < NUM_LABELS:
+        size = len(weights[TIME])
+        weights |= _take_condition(rest, size) or _take_condition(apart, size)
+    for name, tensor in rest.items():
+        raise UserError(f"{path}: {name} {tuple(tensor.shape)} has no place in {KNOWN}")
+    return f"{path} {chosen}".rstrip(" ."), weights
+
+
+def _tensors(content: Any, place: str = "") -> Iterator[tuple[str, str, Tensor]]:
+    """Yield where each tensor in a checkpoint is, its name there, and itself; no optimizer's."""
+    if isinstance(content, list | tuple):
+        content = dict(enumerate(content))
+    if not isinstance(content, dict) or "param_groups" in content:
+        return
+    for name, value in content.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and value.ndim:
+            yield place, str(name), value
+        else:
+            yield from _tensors(value, f"{place}{name}.")
+
+
+def _choose(prefixes: list[str], path: Path, key: str | None) -> str:
+    """Choose one of several networks: what the key names, else the one that is an EMA."""
+    named = [prefix for prefix in prefixes if key is None or prefix.startswith(f"{key}.")]
+    averaged = [prefix for prefix in named if "ema" in re.split("[._]", prefix)]
+    if len(averaged or named) != 1:
+        names = ", ".join(prefix.rstrip(".") or "no key" for prefix in prefixes)
+        raise UserError(f"{path} holds networks under {names}: choose one with --key")
+    return (averaged or named)[0]
+
+
+def _kinship(name: str, other: str) -> int:
+    """Count the modules that two names begin with in common."""
+    return len(os.path.commonprefix([name.split("."), other.split(".")]))
+
+
+def _take_condition(tensors: Weights, size: int) -> Weights:
+    """Take the layer from labels to the time embedding out of tensors; {} where there is none."""
+    shapes = (size, NUM_LABELS), (NUM_LABELS, size)
+    name = next((name for name, tensor in tensors.items() if tensor.shape in shapes), None)
+    if name is None:
+        return {}
+    weight = tensors.pop(name)
+    if weight.shape != shapes[0]:
+        weight = weight.T  # of an nn.Embedding, whose rows are added up
+    bias = tensors.pop(re.sub("weight$", "bias", name), torch.zeros(size))
+    return {"condition_embedding.weight": weight, "condition_embedding.bias": bias}
