@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 from lab7 import options
 from lab7.errors import UserError
 from lab7.options import ROOT
+from workshop.course.options import USUAL, Options
 
 
 def experiments(
@@ -285,11 +286,63 @@ def handin(
     print(*findings, f"saved {path}", sep="\n")
 
 
+def adopt(
+    weights: Annotated[Path, Positional, arg(metavar="WEIGHTS")],
+    /,
+    out: Path = Path("mine"),
+    key: str | None = None,
+    network: Annotated[Options, arg(name="")] = USUAL,
+    steps: int = 20,
+    guidance: float = 1.0,
+    scheduler: str = "sde-dpmsolver++",
+    evaluator: options.Weights = None,
+    data: options.Data = None,
+    device: options.Device = None,
+) -> None:
+    """Turn the weights of your own network into a pipeline that every command here takes.
+
+    It reads networks of diffusers' UNet2DModel whose condition goes through one linear layer to the
+    time embedding, or in as 24 more channels. It prints what it read off the shapes and what it
+    assumed, draws a picture for each condition of test.json into OUT/test, and scores them: a score
+    far below your own says that something assumed is wrong.
+
+    Args:
+        weights: A .pth, .pt, .ckpt, .bin or .safetensors file, be it a whole training checkpoint,
+            or a folder that save_pretrained wrote.
+        out: Folder of the pipeline.
+        key: Where in the file the weights are, for instance ema; needed if there are several.
+        network: What weights do not tell.
+        steps: Sampling steps that the pipeline takes by default.
+        guidance: Weight of classifier-free guidance; 1 is none. More is for networks that were
+            trained without labels at times.
+        scheduler: Sampler: ddpm, ddim, dpmsolver++, sde-dpmsolver++ or unipcmultistep.
+    """
+    from workshop.course.adopt import adopt
+
+    adopt(weights, out, key, network, steps, guidance, scheduler, evaluator, data, device)
+
+
+def export(folder: Annotated[Path, Positional, arg(metavar="FOLDER")], /) -> None:
+    """Write the stand-in in the course's layout, so that other code of this lab runs on it.
+
+    It holds objects.json, train.json, test.json, new_test.json, iclevr/ with 18,009 PNGs of 64×64,
+    checkpoint.pth as the course's evaluator.py loads it, and a README that says whose all this is.
+
+    Args:
+        folder: Folder to write: a new or an empty one. It appears once all of it is written.
+    """
+    from workshop.course.export import export
+
+    export(folder)
+
+
 COMMANDS = (
     experiments,
     render,
     report,
     handin,
+    adopt,
+    export,
     sweep,
     train_evaluator,
     train_auditor,

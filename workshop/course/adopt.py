@@ -6,12 +6,10 @@ show whether that was right.
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 from diffusers import DDPMScheduler
 
 from lab7.dataset import IMAGE_SIZE, named_conditions
@@ -23,6 +21,7 @@ from lab7.labels import NUM_LABELS
 from lab7.model import ConditionalUNet
 from lab7.pipeline import ConditionalDDPMPipeline, load_pipeline, save_pipeline
 from lab7.sampling import write_samples
+from workshop.course.options import USUAL, Options
 from workshop.course.student_weights import FIRST, KNOWN, TIME, Weights, find_network, read_file
 
 CHOICES = {
@@ -38,39 +37,11 @@ UNET = ("attention_head_dim", "norm_num_groups")
 SAVED = "diffusion_pytorch_model"
 
 
-@dataclass(frozen=True)
-class Options:
-    """What weights do not tell: diffusers' names and defaults, which most students keep.
-
-    Attributes:
-        num_train_timesteps: T of your noise scheduler.
-        beta_schedule: linear, scaled_linear or squaredcos_cap_v2 (cosine).
-        beta_start: First beta of a linear schedule.
-        beta_end: Last beta of a linear schedule.
-        prediction_type: What the network predicts: epsilon, v_prediction or sample (x0).
-        attention_head_dim: Channels of an attention head.
-        norm_num_groups: Groups of the normalizations.
-        norm_eps: Epsilon of the normalizations.
-        act_fn: Activation: silu, mish, gelu or relu.
-    """
-
-    num_train_timesteps: int = 1000
-    beta_schedule: str = "linear"
-    beta_start: float = 0.0001
-    beta_end: float = 0.02
-    prediction_type: str = "epsilon"
-    attention_head_dim: int = 8
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-    act_fn: str = "silu"
-
-
 def adopt(
-    weights: Annotated[Path, tyro.conf.Positional],
-    /,
-    out: Path = Path("mine"),
+    weights: Path,
+    out: Path,
     key: str | None = None,
-    options: Annotated[Options, tyro.conf.arg(name="")] = Options(),
+    options: Options = USUAL,
     steps: int = 20,
     guidance: float = 1.0,
     scheduler: str = "sde-dpmsolver++",
@@ -78,26 +49,12 @@ def adopt(
     data: Path | None = None,
     device: str | None = None,
 ) -> None:
-    """Turn the weights of your own network into a pipeline that every command here takes.
+    """Save a student's network as a pipeline, draw `test` with it and print its score.
 
-    It reads networks of diffusers' UNet2DModel whose condition goes through one linear layer to the
-    time embedding, or in as 24 more channels. It prints what it read off the shapes and what it
-    assumed, draws a picture for each condition of test.json into OUT/test, and scores them: a score
-    far below your own says that something assumed is wrong.
+    The arguments are those of the command, see `workshop.commands.adopt`.
 
-    Args:
-        weights: A .pth, .pt, .ckpt, .bin or .safetensors file, be it a whole training checkpoint,
-            or a folder that save_pretrained wrote.
-        out: Folder of the pipeline.
-        key: Where in the file the weights are, for instance ema; needed if there are several.
-        options: What weights do not tell.
-        steps: Sampling steps that the pipeline takes by default.
-        guidance: Weight of classifier-free guidance; 1 is none. More is for networks that were
-            trained without labels at times.
-        scheduler: Sampler: ddpm, ddim, dpmsolver++, sde-dpmsolver++ or unipcmultistep.
-        evaluator: Weights of the judge; by default checkpoint.pth of DATA, else ours.
-        data: The course's folder; by default $LAB7_DATA, else the embedded set.
-        device: cuda, mps or cpu; by default the best there is.
+    Raises:
+        UserError: Weights that are not of such a network, or settings that do not fit it.
     """
     weights, out = weights.expanduser(), out.expanduser()
     if weights.resolve().is_relative_to(out.resolve()):
@@ -119,7 +76,7 @@ def adopt(
 
 
 def read_network(
-    path: Path, key: str | None = None, options: Options = Options()
+    path: Path, key: str | None = None, options: Options = USUAL
 ) -> tuple[ConditionalUNet, DDPMScheduler, str]:
     """Build a student's network and its noise schedule.
 

@@ -4,10 +4,8 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import tyro
 from PIL import Image
 
 from lab7.dataset import DATA_DIR, ICLEVRDataset, in_threads
@@ -34,11 +32,8 @@ the project's MIT licence.
 """
 
 
-def export(folder: Annotated[Path, tyro.conf.Positional], /) -> None:
-    """Write the stand-in in the course's layout, so that other code of this lab runs on it.
-
-    It holds objects.json, train.json, test.json, new_test.json, iclevr/ with 18,009 PNGs of 64×64,
-    checkpoint.pth as the course's evaluator.py loads it, and a README that says whose all this is.
+def export(folder: Path) -> None:
+    """Write the stand-in in the course's layout and format.
 
     Args:
         folder: Folder to write: a new or an empty one. It appears once all of it is written.
