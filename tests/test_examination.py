@@ -11,7 +11,7 @@ from lab7.evaluator import Evaluator, build_network
 from lab7.labels import COLORS, LABELS, encode
 from lab7.records import read_record
 from workshop.judges import examination, fooling
-from workshop.judges.auditor_training import AuditorConfig
+from workshop.judges.auditor_training import AuditorTraining
 from workshop.judges.examination import (
     calibration,
     change,
@@ -198,8 +198,8 @@ def test_swapped_colors_keep_shapes_and_colors():
 
 
 def test_a_whole_examination_is_written_down(pictures, embedded_root, tmp_path, monkeypatch):
-    config = functools.partial(AuditorConfig, validation_pictures=4, test_pictures=50, batch_size=2)
-    monkeypatch.setattr(examination, "AuditorConfig", config)
+    few = {"validation_pictures": 4, "test_pictures": 50, "batch_size": 2}
+    monkeypatch.setattr(examination, "AuditorTraining", functools.partial(AuditorTraining, **few))
     monkeypatch.setattr(examination, "read_scenes", lambda folder: pictures)
     torch.manual_seed(0)
     judges = Evaluator(build_network(), "cpu"), Auditor(AuditorNetwork(), "cpu")

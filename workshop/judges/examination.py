@@ -24,9 +24,9 @@ from lab7.fidelity import Fidelity, RealPictures
 from lab7.files import require_writable
 from lab7.labels import LABELS, NUM_LABELS
 from lab7.records import RESULTS_DIR, write_record
-from workshop.judges.auditor_training import AuditorConfig, label_counts, read_scenes
+from workshop.judges.auditor_training import AuditorTraining
 from workshop.judges.fooling import score_fooled
-from workshop.judges.judge_training import split
+from workshop.standin.scenes import label_counts, read_scenes
 
 UNSURE = (0.05, 0.95)  # outputs whose calibration counts: most of the others are trivially right
 CHANGES = {
@@ -62,7 +62,7 @@ def examine_renders(
     """
     require_writable(Path(results_root) / run_name)
     scenes = read_scenes(renders)
-    held_out = split(*scenes, AuditorConfig())[-1]
+    held_out = AuditorTraining().split(*scenes)[-1]
     found = examine(evaluator, auditor, *held_out, dataset)
     found["calibration"] = calibrate(evaluator, *scenes)
     write_record(run_name, {}, found, results_root, weights=evaluator.path)
@@ -82,7 +82,7 @@ def examine(
         evaluator: The course's or this project's.
         auditor: The other judge.
         images: (N, 3, 64, 64) uint8, seen by neither.
-        objects: (N, 5, 3), what they show, see `workshop.judges.auditor_training.read_scenes`.
+        objects: (N, 5, 3), what they show, see `workshop.standin.scenes.read_scenes`.
         dataset: The generator's training pictures.
 
     Returns:
