@@ -19,7 +19,7 @@ from report import build as report_build
 from report import printing
 from report.fonts.subset import BIG5_ROWS, GB2312_ROWS
 from report.handin import HandIn
-from workshop.judges.evaluator_training import EvaluatorConfig
+from workshop.judges.evaluator_training import EvaluatorTraining
 from workshop.judges.examination import calibration
 from workshop.standin.packing import write_pack
 
@@ -101,7 +101,7 @@ def write_generator(root, name, data, errors, pictures, frames):
 
 
 def write_evaluator(root):
-    """A record as `train_evaluator` writes it."""
+    """A record as the evaluator's training writes it."""
     labels = torch.eye(24).repeat(4, 1)
     scores = {count: make_scores([LABELS[:count]] * 40, 0.0004, count) for count in range(1, 6)}
     metrics = {
@@ -116,12 +116,12 @@ def write_evaluator(root):
         "validation": {"exact_set": 0.99, "top_k": 0.998, "num_pictures": 2000},
         "training": {"num_pictures": len(labels), "steps": 9000, "seconds": 3000.0, "bf16": True},
     }
-    folder = write_record("evaluator", EvaluatorConfig(), metrics, root)
+    folder = write_record("evaluator", EvaluatorTraining(), metrics, root)
     to_grid(pictures(16)).save(folder / "mistakes.png")
 
 
 def write_auditor(root):
-    """A record as `train_auditor` writes it."""
+    """A record as the auditor's training writes it."""
     audits = {n: make_scores([LABELS[:n]] * 40, 0.0004, n)["audit"] for n in range(1, 6)}
     metrics = {
         "test": make_scores([LABELS[:3]] * 60, 0.0003)["audit"],

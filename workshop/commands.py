@@ -140,16 +140,15 @@ def train_evaluator(
 ) -> None:
     """Train the evaluator on the embedded pictures and on those of `render evaluator`.
 
-    Stopped and started again it goes on after the last whole epoch.
-
     Args:
         renders: Folder that `render evaluator` wrote.
         output: Weights to write; by default those that come with the project.
         epochs: Passes over the pictures.
     """
-    from workshop.judges import evaluator_training
+    from workshop.judges.evaluator_training import EvaluatorTraining
+    from workshop.judges.judge_training import train_on_renders
 
-    evaluator_training.train_on_renders(renders, output, epochs, device)
+    train_on_renders(EvaluatorTraining, renders, output, epochs, device)
 
 
 def train_auditor(
@@ -160,16 +159,15 @@ def train_auditor(
 ) -> None:
     """Train the auditor on the pictures of `render auditor`.
 
-    Stopped and started again it goes on after the last whole epoch.
-
     Args:
         renders: Folder that `render auditor` wrote.
         output: Weights to write; by default those that come with the project.
         epochs: Passes over the pictures.
     """
-    from workshop.judges import auditor_training
+    from workshop.judges.auditor_training import AuditorTraining
+    from workshop.judges.judge_training import train_on_renders
 
-    auditor_training.train_on_renders(renders, output, epochs, device)
+    train_on_renders(AuditorTraining, renders, output, epochs, device)
 
 
 def examine(

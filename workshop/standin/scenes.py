@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from lab7.dataset import NUM_UNSEEN
-from lab7.errors import UserError, user_files
-from lab7.files import require_writable, write_atomically
-from lab7.labels import LABELS
+from lab7.dataset import NUM_UNSEEN, STEPS, read_pack
+from lab7.errors import MissingFileError, UserError, user_files
+from lab7.files import read_json, require_writable, write_atomically
+from lab7.labels import LABELS, NUM_LABELS
 from workshop.standin import rendering
 from workshop.standin.packing import write_pack
 
@@ -28,6 +31,7 @@ SEED = 2024
 NUM_SCENES = 6003
 NUM_EVALUATOR_SCENES = 9000
 NUM_AUDITOR_SCENES = 6000
+MOST_OBJECTS = 5
 CHUNK = 24  # scenes rendered between two savings
 
 Condition = tuple[str, ...]
@@ -183,6 +187,36 @@ def render_set(
     }
     write_json(output / "train.json", labels)
     write_json(output / "objects.json", {label: i for i, label in enumerate(LABELS)})
+
+
+def read_scenes(folder: str | Path) -> tuple[Tensor, Tensor]:
+    """Read the scenes that `render_set` described in scenes.json.
+
+    Returns:
+        Pictures (N, 3, 64, 64) uint8, and their objects (N, 5, 3) float32: the index of the label
+        (-1: no object), and the center in pixels from the left and from the top.
+
+    Raises:
+        MissingFileError: The folder holds no such scenes.
+    """
+    if not (Path(folder) / "scenes.json").is_file():
+        raise MissingFileError(f"no scenes in {folder}: `python -m lab7 render auditor` makes them")
+    scenes = read_json(Path(folder) / "scenes.json")
+    names, pictures = read_pack(Path(folder) / "pictures.zip")
+    objects = np.full((len(names), STEPS, MOST_OBJECTS, 3), -1, np.float32)
+    for row, name in zip(objects, names, strict=True):
+        labels = [LABELS.index(label) for label in scenes[name]["labels"]]
+        every = np.column_stack([labels, scenes[name]["centres"]])
+        for picture, count in zip(row, scenes[name]["counts"], strict=True):
+            picture[:count] = every[:count]
+    images = torch.from_numpy(pictures.transpose(0, 1, 4, 2, 3).copy())
+    return images.flatten(0, 1), torch.from_numpy(objects).flatten(0, 1)
+
+
+def label_counts(objects: Tensor) -> Tensor:
+    """Return (N, 24) int64: how often each label is among the objects (N, 5, 3)."""
+    labels = objects[:, :, 0].long()
+    return F.one_hot(labels + 1, NUM_LABELS + 1).sum(1)[:, 1:]
 
 
 def write_json(path: Path, content) -> None:
