@@ -95,10 +95,8 @@ def print_check(path: Path, handout: Handout, data: Path | None = None) -> None:
     print(f"{path} against the list of {handout.term}", *findings, sep="\n")
     wrong = sum(not finding.harmless for finding in findings)
     if wrong:
-        raise UserError(
-            f"{path.name} has to be mended: see the {wrong} lines above on what is missing, too "
-            "much or wrong"
-        )
+        what = "what is missing, too much or wrong"
+        raise UserError(f"{path.name} has to be mended: see the {wrong} lines above on {what}")
 
 
 def _check_title(name: str, handout: Handout) -> Iterator[Finding]:
