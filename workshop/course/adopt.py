@@ -207,7 +207,7 @@ def _read_form(weights: Weights, place: str) -> dict[str, Any]:
 
 
 def _blocks(weights: Weights, way: str, levels: range) -> tuple[list[str], str]:
-    """Return the kinds of the blocks on a way, Down or Up, and the samplers of those that attend."""
+    """Return the kinds of blocks on a way, Down or Up, and the samplers of those that attend."""
     kinds, sampler = [], "conv"
     for level in levels:
         block = f"{way.lower()}_blocks.{level}."
