@@ -39,7 +39,7 @@ SAVED = "diffusion_pytorch_model"
 
 def adopt(
     weights: Path,
-    out: Path,
+    out: Path = Path("mine"),
     key: str | None = None,
     options: Options = USUAL,
     steps: int = 20,
