@@ -122,7 +122,11 @@ def read_records(root: str | Path = RESULTS_DIR) -> dict[str, Record]:
 
 
 def trainings(records: Mapping[str, Record], name: str) -> list[Record]:
-    """Return the records of all trainings of an experiment: NAME, and with other seeds NAME-seed1 …
+    """Return the records of all trainings of an experiment: NAME and, of other seeds, NAME-seed1 …
+
+    Args:
+        records: By name.
+        name: Of the experiment.
 
     Raises:
         UserError: There is none; the message names the nearest record.
@@ -136,14 +140,18 @@ def trainings(records: Mapping[str, Record], name: str) -> list[Record]:
 def comparable(
     records: Mapping[str, Record], part: str = "test"
 ) -> tuple[dict[str, Record], dict[str, str]]:
-    """Find the records that can stand in one table, as they are alike in all but the experiment.
+    """Choose the records whose scores can be compared picture by picture.
+
+    They have the same budget, data and precision of training, conditions, seeds and sampling steps,
+    and none is of the same weights and guidance as another.
 
     Args:
         records: By name.
-        part: The set of conditions that the table is of.
+        part: The set of conditions that is compared.
 
     Returns:
-        Those that stay, and by name why each of the others is left out, one line each.
+        The records that are like most of them, and by name why each of the others is left out, one
+        line each.
     """
     kept, left_out, runs = {}, {}, {}
     for name, record in records.items():
@@ -171,16 +179,17 @@ def comparable(
     return kept, left_out
 
 
+@user_files()
 def append_log(path: str | Path, row: Mapping[str, Any]) -> None:
     """Add one row to a JSON-lines file, in one write, so that a reader never sees half a row."""
     path = Path(path)
     line = json.dumps(row, default=_plain, allow_nan=False) + "\n"
-    with user_files():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab", buffering=0) as file:
-            file.write(line.encode())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab", buffering=0) as file:
+        file.write(line.encode())
 
 
+@user_files()
 def read_log(path: str | Path) -> list[dict[str, Any]]:
     """Read the rows of a JSON-lines file.
 
@@ -191,9 +200,7 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     path, rows = Path(path), []
     if not path.is_file():
         raise MissingFileError(f"no log {path}")
-    with user_files():
-        lines = path.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             rows.append(json.loads(line))
         except ValueError as error:
@@ -221,14 +228,14 @@ def original_scores() -> dict[str, dict[str, Estimate]]:
 def environment() -> dict[str, Any]:
     """Return where a number comes from: versions, commit, machine, date (UTC).
 
-    `git_changes` tells whether the package differed from the commit.
+    `git_changes` tells whether the code differed from the commit.
     """
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_changes": bool(_git("status", "--porcelain", "--", "lab7")),
+        "git_changes": bool(_git("status", "--porcelain", "--", "lab7", "workshop")),
         "machine": describe_machine(),
     }
 
@@ -249,6 +256,7 @@ def describe_machine() -> str:
     return words
 
 
+@user_files()
 def file_hash(path: str | Path) -> str:
     """Return the SHA-256 of a file, or of all files of a folder with their names."""
     path = Path(path)
@@ -276,13 +284,11 @@ def _comparable_facts(record: Record, part: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Turn a dataclass, tensor, array or path into what JSON knows."""
+    """Turn a dataclass, tensor or array into what JSON knows."""
     if dataclasses.is_dataclass(value):
         return dataclasses.asdict(value)
     if isinstance(value, torch.Tensor | np.ndarray | np.generic):
         return value.tolist()
-    if isinstance(value, Path):
-        return str(value)
     raise TypeError(f"JSON does not know {type(value).__name__}")
 
 

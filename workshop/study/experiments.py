@@ -1,6 +1,6 @@
 """The experiments of notebook 04: trained, scored on the way and at the end, and recorded.
 
-Whatever has a record is left alone, whatever was interrupted goes on.
+What has a record is skipped; what was interrupted is resumed.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from lab7.devices import choose_device, estimate_seconds
 from lab7.errors import UserError
 from lab7.evaluator import Evaluator
 from lab7.experiments import TWINS, TrainConfig, get_experiment
-from lab7.files import write_atomically
+from lab7.files import read_json, write_atomically
 from lab7.pipeline import load_pipeline
 from lab7.records import RESULTS_DIR, read_log
 from lab7.scoring import RealPictures, draw_and_judge
@@ -103,7 +103,7 @@ def run_experiments(
             data,
             extra={"milestones": milestones},
         )
-        shutil.rmtree(run / "states")
+        shutil.rmtree(run / "states", ignore_errors=True)
         print(f"{trial} has a record")
 
 
@@ -184,4 +184,4 @@ def _last_step(run: Path) -> int:
 
 def _read_milestones(run: Path) -> list[dict[str, Any]]:
     path = run / "milestones.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return read_json(path) if path.exists() else []
