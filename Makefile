@@ -17,7 +17,7 @@ run: .venv/installed  ## Run copies of the notebooks and build the report, all i
 test: .venv/installed-dev  ## Lint and test.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist worksteal
 
 lab: .venv/installed  ## Open the notebooks in JupyterLab.
 	$(BIN)/jupyter lab --notebook-dir=notebooks
