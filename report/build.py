@@ -22,13 +22,14 @@ from lab7 import plots
 from lab7.dataset import CONDITION_FILES, SCORED, STEPS, ICLEVRDataset, named_conditions
 from lab7.errors import UserError, user_files
 from lab7.estimates import Estimate
-from lab7.experiments import EXPERIMENTS
+from lab7.experiments import EXPERIMENTS, TWINS
 from lab7.files import read_json, require_no_file, write_atomically
 from lab7.labels import LABELS
 from lab7.layouts import DATA_DIR, Layout, Root, find_layout
 from lab7.records import (
     RESULTS_DIR,
     Record,
+    comparable,
     original_scores,
     published,
     read_log,
@@ -36,7 +37,8 @@ from lab7.records import (
     read_records,
 )
 from lab7.sampling import DENOISING_CONDITION
-from lab7.scoring import label_names
+from lab7.scoring import label_names, paired_table
+from lab7.training import SAMPLED
 from report.handin import HandIn, draw_denoising
 from report.printing import needs_system_fonts, typeset, unpack_font
 from workshop.judges import plots as judge_plots
@@ -44,6 +46,8 @@ from workshop.judges import plots as judge_plots
 HERE = Path(__file__).resolve().parent
 NEEDED = ("ours", "sweep")  # and those of the judges, see `judge_records`; others are optional
 ORIGINAL = tuple(name for name in EXPERIMENTS if name.startswith("original-"))
+EPSILON = ("twin-baseline-epsilon", "twin-cosine-epsilon")
+TWIN = (*TWINS, *EPSILON)
 SCENES_SHOWN = 8
 Condition = Sequence[str]
 README_MARKS = ("<!-- results -->", "<!-- /results -->")
@@ -134,7 +138,7 @@ def draw_figures(
     for name in SCORED:
         conditions = named_conditions(name, data)
         sheet = results / "ours" / f"{name}.png"
-        charts[f"{name}.webp"] = draw_grid(sheet, conditions, seen_labels(ours, name))
+        charts[f"{name}.webp"] = draw_grid(sheet, conditions, counted_labels(ours, name))
     if "evaluator" in records:
         charts |= draw_evaluator(records["evaluator"], judge_results("evaluator", results))
     if "judges" in records:
@@ -151,6 +155,7 @@ def draw_figures(
         "training.svg": plots.training_curve(read_log(results / "ours" / "log.jsonl")),
         "sweep.svg": plots.sweep_curves({key: sweep.get(key) for key in ("guidance", "steps")}),
         "accuracy.svg": draw_accuracy(records),
+        **draw_twins(records, results),
         "original_by_epoch.svg": plots.accuracy_by_epoch(
             published()["original"]["cosine_by_epoch"]
         ),
@@ -190,11 +195,46 @@ def draw_grid(
     return plots.picture_grid(pictures[shown], conditions[shown], seen[shown])
 
 
-def seen_labels(record: Record, name: str) -> list[list[str]]:
-    """Return the labels that the evaluator sees in each picture of a set."""
-    if "seen" in record.get(name):  # records of before every picture's verdict was kept
-        return record.get(f"{name}.seen")
-    return label_names(record.get(f"{name}.pictures.seen"))
+def counted_labels(record: Record, name: str) -> list[list[str]]:
+    """Return the labels of the objects that the auditor finds in each picture of a set."""
+    if "counted" in record.get(name):  # records of before every picture's verdict was kept
+        return record.get(f"{name}.counted")
+    return label_names(record.get(f"{name}.pictures.counted"))
+
+
+def draw_twins(records: dict[str, Record], results: Path) -> dict[str, plots.Chart]:
+    """Show how the twins learn, and a row of pictures of each; nothing if none has a record."""
+    twins = {name: records[name] for name in TWIN if name in records}
+    if not twins:
+        return {}
+    strips = {name: read_picture(results / name / "samples.png") for name in twins}
+    last = [plots.split_grid(strip)[-len(SAMPLED) :] for strip in strips.values()]
+    captions = [
+        name.removeprefix("twin-") if i == 0 else "" for name in twins for i in range(len(SAMPLED))
+    ]
+    return {
+        "twins.svg": plots.learning_curves(twins),
+        "twin_samples.webp": plots.picture_grid(
+            np.concatenate(last), captions, columns=len(SAMPLED)
+        ),
+    }
+
+
+def compare_twins(records: dict[str, Record]) -> list[dict]:
+    """Compare each twin with the baseline, and each target with the other, over `new_test`."""
+    twins, _ = comparable({name: records[name] for name in TWIN if name in records}, "new_test")
+    pairs = [(name, TWINS[0]) for name in TWINS[1:]]
+    pairs += [(name.removesuffix("-epsilon"), name) for name in EPSILON]
+    pairs = [pair for pair in pairs if all(name in twins for name in pair)]
+    return [
+        {
+            "a": a,
+            "b": b,
+            "difference": dataclasses.asdict(found.difference),
+            "verdict": found.verdict,
+        }
+        for (a, b), found in paired_table(twins, pairs, "new_test").items()
+    ]
 
 
 def draw_accuracy(records: dict[str, Record]) -> plots.Chart:
@@ -292,6 +332,12 @@ def gather(
         },
         "training_set": count_pictures(list(read_json(data.labels / "train.json").values())),
         "sets": {name: count_conditions(named_conditions(name, data)) for name in CONDITION_FILES},
+        "twins": [
+            {"name": name, **dataclasses.asdict(EXPERIMENTS[name])}
+            for name in TWIN
+            if name in records
+        ],
+        "comparisons": compare_twins(records),
         "experiments": {name: dataclasses.asdict(EXPERIMENTS[name]) for name in ORIGINAL},
     }
     (work / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
