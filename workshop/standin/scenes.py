@@ -1,4 +1,4 @@
-"""The embedded data set: which labels stand in which scene, and the condition files.
+"""The embedded data set: which labels occur in which scene, and the condition files.
 
 The lists have the course's format and statistics but are draws of our own from a fixed seed:
 train.json has 6,003 scenes of three objects, one picture for each object added, and leaves out 136
@@ -114,7 +114,7 @@ def draw_evaluator(num_scenes: int = NUM_EVALUATOR_SCENES, seed: int = SEED) -> 
 
 
 def draw_auditor(num_scenes: int = NUM_AUDITOR_SCENES, seed: int = SEED) -> list[ScenePlan]:
-    """Draw scenes of five objects for the auditor; in half of them labels stand more than once."""
+    """Draw scenes of five objects for the auditor; in half of them a label occurs repeatedly."""
     rng = np.random.default_rng([seed, 3])
     plans = []
     for i in range(num_scenes):
@@ -131,7 +131,7 @@ def render_scene(plan: ScenePlan, seed: int = SEED) -> tuple[np.ndarray, np.ndar
     """Render one planned scene; the same for the same name and seed.
 
     Returns:
-        Its pictures, uint8 (3, 64, 64, 3), and where its objects' middles are, (n, 2) pixels.
+        Its pictures, uint8 (3, 64, 64, 3), and where its objects' centers are, (n, 2) pixels.
     """
     number = int.from_bytes(hashlib.sha256(f"{seed} {plan.name}".encode()).digest()[:8], "big")
     scene = rendering.sample_scene(plan.labels, np.random.default_rng(number))
@@ -144,8 +144,8 @@ def render_set(
 ) -> None:
     """Render planned scenes into `output`/pictures.zip, and what they show into a file beside it.
 
-    That is train.json, as the course has it, or for scenes in which a label stands twice, which it
-    cannot tell, scenes.json with labels, counts and the middles of all objects.
+    That is train.json, as the course has it; or scenes.json with labels, counts and centers of all
+    objects where a label occurs more than once in a scene, which train.json cannot tell.
 
     Args:
         plans: The scenes.
@@ -236,8 +236,8 @@ def _fingerprint(plans: list[ScenePlan]) -> str:
 
 def _render_chunk(job: tuple[list[ScenePlan], Path]) -> int:
     plans, path = job
-    pictures, centres = map(np.stack, zip(*map(render_scene, plans), strict=True))
-    write_atomically(path, lambda file: np.savez(file, pictures=pictures, centres=centres))
+    pictures, centers = map(np.stack, zip(*map(render_scene, plans), strict=True))
+    write_atomically(path, lambda file: np.savez(file, pictures=pictures, centers=centers))
     return len(plans)
 
 
@@ -251,10 +251,10 @@ def _scenes(jobs) -> dict[str, dict]:
     scenes = {}
     for plans, path in jobs:
         with np.load(path) as chunk:
-            for plan, centres in zip(plans, chunk["centres"].round(2).tolist(), strict=True):
+            for plan, centers in zip(plans, chunk["centers"].round(2).tolist(), strict=True):
                 scenes[plan.name] = {
                     "labels": plan.labels,
                     "counts": plan.counts,
-                    "centres": centres,
+                    "centres": centers,
                 }
     return scenes
