@@ -15,7 +15,6 @@ from tyro.extras import SubcommandApp
 
 from lab7 import options
 from lab7.errors import UserError, unknown
-from lab7.options import ROOT
 
 MOST_FAILURES = 64  # pictures that `evaluate` shows of a set
 
@@ -63,7 +62,7 @@ def train(
     from lab7.devices import choose_device, estimate_seconds
     from lab7.experiments import get_experiment
 
-    experiment, output = get_experiment(name), output or ROOT / "runs" / name
+    experiment, output = get_experiment(name), output or options.ROOT / "runs" / name
     config = _change(
         experiment.config,
         tensorboard=tensorboard,
@@ -143,7 +142,7 @@ def evaluate(
     data: options.Data = None,
     record: str | None = None,
     results: options.Results = options.RESULTS,
-    failures: Path = ROOT / "build" / "failures",
+    failures: Path = options.ROOT / "build" / "failures",
     device: options.Device = None,
 ) -> None:
     """Score a generator, or a folder of pictures.
@@ -163,14 +162,16 @@ def evaluate(
 
     _check_evaluation(images, conditions, record, failures, results, checkpoint, data)
     sets = _condition_sets(conditions, data, record)
-    judge, auditor, real = _load_judges(evaluator, data, device)
-    if images is not None:
+    if images is not None:  # before what takes long
         ((name, wanted),) = sets.items()
         pictures = load_images(images, len(wanted))
-        scored = {name: (judge_pictures(pictures, wanted, judge, auditor, real), pictures)}
     else:
         pipeline = load_pipeline(checkpoint, device, scheduler)
         drawn = {"num_inference_steps": steps, "guidance_scale": guidance}
+    judge, auditor, real = _load_judges(evaluator, data, device)
+    if images is not None:
+        scored = {name: (judge_pictures(pictures, wanted, judge, auditor, real), pictures)}
+    else:
         scored = {
             name: draw_and_judge(pipeline, wanted, judge, auditor, real, repetitions, **drawn)
             for name, wanted in sets.items()
@@ -252,8 +253,7 @@ def _load_judges(weights: Path | None, data: Path | None, device: str | None) ->
     from lab7.evaluator import Evaluator
     from lab7.fidelity import RealPictures
 
-    auditor = Auditor.load(device=device)
-    evaluator = Evaluator.load(weights, device, data)
+    evaluator, auditor = Evaluator.load(weights, device, data), Auditor.load(device=device)
     return evaluator, auditor, RealPictures(auditor, ICLEVRDataset(data))
 
 
