@@ -205,8 +205,7 @@ def _seconds(minutes: float | None) -> float | None:
 
 def _change(config: Any, **changes: Any) -> Any:
     """Return a configuration with what was given on the command line."""
-    given = {key: value for key, value in changes.items() if value is not None}
-    return dataclasses.replace(config, **given)
+    return dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
 
 
 def _read_conditions(name: str, data: Path | None) -> list[tuple[str, ...]]:
