@@ -15,7 +15,6 @@ from tyro.extras import SubcommandApp
 
 from lab7 import options
 from lab7.errors import UserError, unknown
-from lab7.options import ROOT
 
 MOST_FAILURES = 64  # pictures that `evaluate` shows of a set
 
@@ -63,7 +62,7 @@ def train(
     from lab7.devices import choose_device, estimate_seconds
     from lab7.experiments import get_experiment
 
-    experiment, output = get_experiment(name), output or ROOT / "runs" / name
+    experiment, output = get_experiment(name), output or options.ROOT / "runs" / name
     config = _change(
         experiment.config,
         tensorboard=tensorboard,
@@ -146,7 +145,7 @@ def evaluate(
     data: options.Data = None,
     record: str | None = None,
     results: options.Results = options.RESULTS,
-    failures: Path = ROOT / "build" / "failures",
+    failures: Path = options.ROOT / "build" / "failures",
     device: options.Device = None,
 ) -> None:
     """Score a generator, or a folder of pictures.
@@ -166,14 +165,16 @@ def evaluate(
 
     _check_evaluation(images, conditions, record, failures, results, checkpoint, data)
     sets = _condition_sets(conditions, data, record)
-    judge, auditor, real = _load_judges(evaluator, data, device)
-    if images is not None:
+    if images is not None:  # before what takes long
         ((name, wanted),) = sets.items()
         pictures = load_images(images, len(wanted))
-        scored = {name: (judge_pictures(pictures, wanted, judge, auditor, real), pictures)}
     else:
         pipeline = load_pipeline(checkpoint, device, scheduler)
         drawn = {"num_inference_steps": steps, "guidance_scale": guidance}
+    judge, auditor, real = _load_judges(evaluator, data, device)
+    if images is not None:
+        scored = {name: (judge_pictures(pictures, wanted, judge, auditor, real), pictures)}
+    else:
         scored = {
             name: draw_and_judge(pipeline, wanted, judge, auditor, real, repetitions, **drawn)
             for name, wanted in sets.items()
@@ -207,8 +208,7 @@ def _seconds(minutes: float | None) -> float | None:
 
 def _change(config: Any, **changes: Any) -> Any:
     """Return a configuration with what was given on the command line."""
-    given = {key: value for key, value in changes.items() if value is not None}
-    return dataclasses.replace(config, **given)
+    return dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
 
 
 def _read_conditions(name: str, data: Path | None) -> list[tuple[str, ...]]:
@@ -255,8 +255,7 @@ def _load_judges(weights: Path | None, data: Path | None, device: str | None) ->
     from lab7.evaluator import Evaluator
     from lab7.scoring import RealPictures
 
-    auditor = Auditor.load(device=device)
-    evaluator = Evaluator.load(weights, device, data)
+    evaluator, auditor = Evaluator.load(weights, device, data), Auditor.load(device=device)
     return evaluator, auditor, RealPictures(auditor, ICLEVRDataset(data))
 
 

@@ -28,7 +28,8 @@ def user_files(path: str | Path | None = None) -> Iterator[None]:
     It also serves as a decorator, `@user_files()`, of a function that only reads or writes.
 
     Args:
-        path: What is read or written, for errors that do not say it: those of a full disk.
+        path: What is read or written. An error may name a temporary file instead, or, of a full
+            disk, none.
     """
     try:
         yield
@@ -36,7 +37,7 @@ def user_files(path: str | Path | None = None) -> Iterator[None]:
         raise
     except OSError as error:
         kind = MissingFileError if isinstance(error, FileNotFoundError) else FileError
-        where = error.filename or path
+        where = path or error.filename
         raise kind(f"{error.strerror or error}{f': {where}' if where else ''}") from error
 
 

@@ -43,8 +43,8 @@ def test_errors_of_places_are_still_os_errors():
         open("/nowhere/at all")
     assert isinstance(caught.value, MissingFileError) and isinstance(caught.value, UserError)
     assert str(caught.value) == "No such file or directory: /nowhere/at all"
-    with pytest.raises(FileError, match="^Permission denied: /a$"), user_files("/b"):
-        raise PermissionError(errno.EACCES, "Permission denied", "/a")
+    with pytest.raises(FileError, match="^Permission denied: /a$"), user_files("/a"):
+        raise PermissionError(errno.EACCES, "Permission denied", "/.a-temporary")
     with pytest.raises(ValueError, match="a bug") as caught, user_files():
         raise ValueError("a bug")
     assert not isinstance(caught.value, UserError)
