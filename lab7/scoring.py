@@ -290,7 +290,7 @@ def compare_paired(
     pooled, condition = [side.sum(0) for side in sides], first[0].get(f"{part}.pictures.condition")
     found = difference(pooled[0], pooled[1], condition)
     seeds = tuple(len({record.config.get("seed") for record in side}) for side in (first, second))
-    spread = max(np.ptp(side[:, 0].sum(1) / side[:, 1].sum(1)) for side in sides)
+    spread = max(np.ptp(side[:, 0].sum(1) / np.maximum(side[:, 1].sum(1), 1)) for side in sides)
     verdict = _verdict(found, min(seeds), spread, score)
     return Comparison(found, len(set(condition)), seeds, verdict)
 

@@ -319,6 +319,13 @@ def test_better_needs_trainings_that_differ_by_less():
     assert found.difference.low > 0 and found.verdict == "cannot be told apart"
 
 
+def test_precision_of_pictures_in_which_nothing_is_seen_is_0():
+    blind = make("a", wrong=20)
+    blind.metrics["test"]["pictures"]["seen"] = [[]] * 40
+    found = compare_paired([blind], [make("b")], score="precision")
+    assert (found.difference.value, found.verdict) == (-1, "one seed: lower")
+
+
 def test_records_that_are_not_comparable_are_refused():
     with pytest.raises(ValueError, match="^b differs .* the pictures of training: 3000, not 6000$"):
         compare_paired([make("a")], [make("b", images=3000)])
