@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import lab7.checkpoints
-import lab7.training
-from lab7.checkpoints import in_use, load_latest
+from lab7.checkpoints import STATE_NAME, in_use, load_latest
+from lab7.errors import UserError
 from lab7.experiments import get_experiment
 from lab7.pipeline import load_pipeline
 from lab7.training import train
@@ -81,7 +81,7 @@ def test_killed_twenty_times_a_run_ends_the_same(tmp_path, processes, one_thread
     assert steps(parts) == list(range(1, LONG.num_steps + 1))
     first, second = weights(whole), weights(parts)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not list((parts / "states").glob("unfinished-*"))
+    assert all(STATE_NAME.fullmatch(path.name) for path in (parts / "states").iterdir())
     saved = [
         load_pipeline(folder / "pipeline", "cpu").unet.state_dict() for folder in (whole, parts)
     ]
@@ -112,6 +112,26 @@ def test_a_folder_in_use_is_refused(tmp_path):
     run(tmp_path, SMOKE)
 
 
+def test_of_several_processes_the_first_holds_the_folder(tmp_path, monkeypatch):
+    with in_use(tmp_path):
+        monkeypatch.setenv("RANK", "1")
+        with in_use(tmp_path):
+            pass
+        monkeypatch.setenv("RANK", "0")
+        with pytest.raises(UserError, match="is in use"), in_use(tmp_path):
+            pass
+
+
+@pytest.mark.parametrize("where", ["append_log", "save_pipeline", "write_atomically"])
+def test_what_cannot_be_written_is_an_error_of_the_user(tmp_path, monkeypatch, where):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "there"))
+
+    monkeypatch.setattr(f"lab7.training.{where}", full)
+    with pytest.raises(UserError, match=f"No space left on device: {tmp_path / 'there'}"):
+        run(tmp_path, replace(SMOKE, sample_every=1))
+
+
 def test_another_configuration_is_refused_with_all_differences(tmp_path):
     run(tmp_path, SMOKE)
     with pytest.raises(ValueError, match="seed = 0, not 1") as error:
@@ -138,7 +158,8 @@ def test_a_full_disk_keeps_the_last_state(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(lab7.checkpoints.os, "fsync", full)
-    with pytest.raises(OSError, match="no space left for a training state: free at least . MB"):
+    message = r"no training state of \d MB could be saved in .*states: No space left on device"
+    with pytest.raises(UserError, match=message):
         run(tmp_path, LONG)
     monkeypatch.undo()
     assert load_latest(tmp_path / "states")["step"] == good["step"] == 2
@@ -175,10 +196,10 @@ def test_other_pictures_or_another_precision_are_refused(tmp_path):
 
 def test_a_run_keeps_the_precision_and_the_machine_of_its_first_start(tmp_path, monkeypatch):
     auto = replace(LONG, precision="auto")
-    monkeypatch.setattr("lab7.devices.choose_precision", lambda unet: "bfloat16")
+    monkeypatch.setattr("lab7.devices.bfloat16_is_faster", lambda *_: True)
     run(tmp_path, auto, max_seconds=1e-6)
     first = json.loads((tmp_path / "environment.json").read_text())
-    monkeypatch.setattr("lab7.devices.choose_precision", lambda unet: "float32")
+    monkeypatch.setattr("lab7.devices.bfloat16_is_faster", lambda *_: False)
     other = lab7.checkpoints.environment() | {"machine": "another"}
     monkeypatch.setattr("lab7.checkpoints.environment", lambda: other)
     run(tmp_path, auto, max_seconds=1e-6)
@@ -189,13 +210,13 @@ def test_a_run_keeps_the_precision_and_the_machine_of_its_first_start(tmp_path, 
 
 
 def test_minutes_leave_time_to_save(tmp_path, monkeypatch):
-    save = lab7.training.save_state
+    save = lab7.checkpoints.save_state
 
     def slow(*args):
         time.sleep(1)
         return save(*args)
 
-    monkeypatch.setattr("lab7.training.save_state", slow)
+    monkeypatch.setattr("lab7.checkpoints.save_state", slow)
     started = time.perf_counter()
     run(tmp_path, replace(LONG, num_steps=10**6, log_every=1000, save_every=10**6), max_seconds=3)
     assert time.perf_counter() - started < 3.7  # 4 and more, were the last save not reckoned with
@@ -204,10 +225,10 @@ def test_minutes_leave_time_to_save(tmp_path, monkeypatch):
 def test_the_state_is_read_under_the_lock(tmp_path, monkeypatch):
     run(tmp_path, LONG, max_seconds=1e-6)
 
-    def read(folder):
+    def read(folder, device):
         with pytest.raises(ValueError, match="in use"), in_use(tmp_path):
             pass
-        return load_latest(folder)
+        return load_latest(folder, device)
 
-    monkeypatch.setattr("lab7.training.load_latest", read)
+    monkeypatch.setattr("lab7.checkpoints.load_latest", read)
     run(tmp_path, LONG, max_seconds=1e-6)
