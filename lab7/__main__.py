@@ -151,29 +151,37 @@ def evaluate(
     """Score a generator, or a folder of pictures.
 
     Args:
-        images: Folder of 0.png … to score instead of a generator.
+        images: Folder of 0.png …, or folder or zip of a hand-in, to score instead of a generator.
         conditions: What the pictures should show: a condition file, which is scored as file-NAME,
             or test, new_test, valid, unseen, four_five; by default test and new_test.
         repetitions: Pictures of each condition.
         record: Name under which to write the results down, by default of all condition files.
         failures: Folder for figures of the pictures that failed, with what was asked and seen.
     """
-    from lab7.dataset import load_images
+    from lab7.handed_in import read_handed_in
+    from lab7.layouts import find_layout
     from lab7.pipeline import load_pipeline
     from lab7.scoring import draw_and_judge, judge_pictures, score_table
     from workshop.study.recording import record_generator
 
-    _check_evaluation(images, conditions, record, failures, results, checkpoint, data)
+    data = find_layout(data)
+    _check_evaluation(images, record, failures, results, checkpoint, data)
     sets = _condition_sets(conditions, data, record)
     if images is not None:  # before what takes long
-        ((name, wanted),) = sets.items()
-        pictures = load_images(images, len(wanted))
+        handed_in = read_handed_in(images, {name: len(wanted) for name, wanted in sets.items()})
     else:
         pipeline = load_pipeline(checkpoint, device, scheduler)
         drawn = {"num_inference_steps": steps, "guidance_scale": guidance}
     judge, auditor, real = _load_judges(evaluator, data, device)
     if images is not None:
-        scored = {name: (judge_pictures(pictures, wanted, judge, auditor, real), pictures)}
+        print(
+            *(f"{name}: {note}\n" for name, (_, notes) in handed_in.items() for note in notes),
+            end="",
+        )
+        scored = {
+            name: (judge_pictures(pictures, sets[name], judge, auditor, real), pictures)
+            for name, (pictures, _) in handed_in.items()
+        }
     else:
         scored = {
             name: draw_and_judge(pipeline, wanted, judge, auditor, real, repetitions, **drawn)
@@ -235,27 +243,35 @@ def _condition_sets(conditions: str | None, data: Path | None, record: str | Non
     return {name: _read_conditions(conditions, data)}
 
 
-def _check_evaluation(images, conditions, record, failures, results, checkpoint, data) -> None:
+def _check_evaluation(images, record, failures, results, checkpoint, data) -> None:
     """Refuse what `evaluate` cannot do, before anything is drawn."""
     from lab7.files import require_writable
     from workshop.study.recording import require_same_pictures
 
-    if images is not None and (conditions is None or record is not None):
-        raise UserError("--images needs --conditions, what they should show, and no --record")
+    if images is not None and record is not None:
+        raise UserError("--record is for a generator: leave it out with --images")
     require_writable(failures)
     if record is not None:
         require_writable(results / record)
         require_same_pictures(checkpoint, data)
 
 
-def _load_judges(weights: Path | None, data: Path | None, device: str | None) -> tuple:
-    """Load the evaluator, the auditor, and the training pictures as the auditor sees them."""
+def _load_judges(weights: Path | None, data: Any, device: str | None) -> tuple:
+    """Load the evaluator, the auditor, and the training pictures, if any, as the auditor sees them.
+
+    Says which files of the course are used.
+    """
     from lab7.auditor import Auditor
     from lab7.dataset import ICLEVRDataset
     from lab7.evaluator import Evaluator
     from lab7.scoring import RealPictures
 
     evaluator, auditor = Evaluator.load(weights, device, data), Auditor.load(device=device)
+    if data.course:
+        print(data.summary)
+    if data.pictures is None:
+        print("distances to the training pictures are left out, as there are none")
+        return evaluator, auditor, None
     return evaluator, auditor, RealPictures(auditor, ICLEVRDataset(data))
 
 
