@@ -12,10 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import torch
-from matplotlib import style
+from matplotlib import colormaps, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
@@ -28,11 +27,9 @@ from lab7.labels import COLORS, LABELS, SHAPES
 from lab7.records import Record
 
 ORANGE, INK, FAINT = "#D55E00", "#222222", "#8C8C8C"
-WIDTH = 6.6  # inches, of every chart with axes: the width of the report's text
 
 _PIXEL = 0.75 / 64  # inches, of a pixel of a picture in a grid
 _GAP, _LINE, _MARGIN = 6, 9, 3  # such pixels: between pictures, a line of a caption, below captions
-_DRAWING_COLORS = 1500  # most that a figure without photographs has
 _PROGRESS = {"step": ("steps", 1), "images": ("pictures seen", 1), "seconds": ("hours", 3600)}
 
 styled = style.context(["default", Path(__file__).with_name("plots.mplstyle")])  # a decorator
@@ -50,15 +47,14 @@ class Chart(Figure):
 
         The bytes are the same each time. WebP is lossless, and a third smaller than PNG.
         """
-        path = Path(path)
-        write_atomically(path, self._render(path.suffix[1:], 3 / _PIXEL))
+        write_atomically(Path(path), self._render(Path(path).suffix[1:], 3 / _PIXEL))
 
     @styled
     def _render(self, kind: str, dpi: float) -> bytes:
         """Draw as PNG or WebP without an alpha channel, or as SVG.
 
-        A PNG of few colors, which shows no photograph, gets a palette: half the size, and no color
-        off by more than the eye sees.
+        A PNG of at most 1,500 colors, which shows no photograph, gets a palette: half the size, and
+        no color off by more than the eye sees.
         """
         drawn, packed = io.BytesIO(), io.BytesIO()
         if kind == "svg":
@@ -66,7 +62,7 @@ class Chart(Figure):
             return drawn.getvalue()
         self.savefig(drawn, format="png", dpi=dpi)
         image = Image.open(drawn).convert("RGB")
-        if kind == "png" and image.getcolors(_DRAWING_COLORS) is not None:
+        if kind == "png" and image.getcolors(1500) is not None:
             image = image.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
         image.save(packed, kind, optimize=True, lossless=True, dpi=(dpi, dpi))
         return packed.getvalue()
@@ -79,7 +75,7 @@ class Chart(Figure):
 
 def make_panels(height: float, count: int = 1, **options) -> tuple[Chart, list[Axes]]:
     """Make a chart with some axes side by side; height in inches, options of `Figure.subplots`."""
-    chart = Chart(figsize=(WIDTH, height), layout="constrained")
+    chart = Chart(figsize=(6.6, height), layout="constrained")  # as wide as the report's text
     return chart, list(chart.subplots(1, count, squeeze=False, **options)[0])
 
 
@@ -102,14 +98,13 @@ def picture_grid(
     """
     pictures = _to_array(images)
     columns = min(columns, len(pictures))
-    lines = [[text] if isinstance(text, str) else list(text) for text in captions or ()]
+    lines = [[c] if isinstance(c, str) else list(c) for c in captions or [()] * len(pictures)]
     if seen is not None:
-        lines = [_compare(*pair) for pair in zip(lines, seen, strict=True)]
-    starts = range(0, len(pictures), columns)
-    most = [max(map(len, lines[start : start + columns]), default=0) for start in starts]
-    pitch, below = IMAGE_SIZE + _GAP, _MARGIN if lines else 0
-    tops = np.cumsum([0, *(pitch + _LINE * count + below for count in most)])
-    height, width = tops[-1] - (0 if lines else _GAP), columns * pitch - _GAP
+        lines = [_compare(wanted, found) for wanted, found in zip(lines, seen, strict=True)]
+    rows = [lines[start : start + columns] for start in range(0, len(lines), columns)]
+    pitch, margin = IMAGE_SIZE + _GAP, _MARGIN if captions else 0
+    tops = np.cumsum([0, *(pitch + _LINE * max(map(len, row)) + margin for row in rows)])
+    height, width = tops[-1] - _GAP, columns * pitch - _GAP
     sheet = np.full((height, width, 3), 255, np.uint8)
     chart = Chart(figsize=(_PIXEL * width, _PIXEL * height))
     axes = chart.add_axes((0, 0, 1, 1), frameon=False, xticks=[], yticks=[])
@@ -117,7 +112,7 @@ def picture_grid(
     for index, picture in enumerate(pictures):
         top, left = tops[index // columns], index % columns * pitch
         sheet[top : top + IMAGE_SIZE, left : left + IMAGE_SIZE] = picture
-        for number, text in enumerate(lines[index] if lines else ()):
+        for number, text in enumerate(lines[index]):
             color = ORANGE if text.startswith(("✗", "+")) else INK
             y = top + IMAGE_SIZE + 4 + number * _LINE
             axes.text(left + IMAGE_SIZE / 2, y, text, color=color, **options)
@@ -140,11 +135,10 @@ def split_grid(sheet: Any, padding: int = 2) -> np.ndarray:
     Returns:
         uint8 (N, 3, 64, 64), row by row.
     """
-    pitch, sheet = IMAGE_SIZE + padding, np.array(sheet)[padding:, padding:, :3]
-    rows, columns = sheet.shape[0] // pitch, sheet.shape[1] // pitch
-    tiles = sheet[: rows * pitch, : columns * pitch].reshape(rows, pitch, columns, pitch, 3)
-    tiles = tiles[:, :IMAGE_SIZE, :, :IMAGE_SIZE].transpose(0, 2, 4, 1, 3)
-    return tiles.reshape(-1, 3, IMAGE_SIZE, IMAGE_SIZE)
+    pixels = torch.as_tensor(np.array(sheet)[padding:, padding:, :3])
+    pitch = IMAGE_SIZE + padding
+    tiles = pixels.unfold(0, IMAGE_SIZE, pitch).unfold(1, IMAGE_SIZE, pitch)
+    return tiles.reshape(-1, 3, IMAGE_SIZE, IMAGE_SIZE).numpy()
 
 
 @styled
@@ -157,10 +151,8 @@ def training_curve(log: Sequence[Mapping[str, float]]) -> Chart:
     chart, (left, right) = make_panels(2.3, 2, width_ratios=(2, 1))
     left.plot(_column(log, "images"), _column(log, "loss"), marker="")
     right.plot(_column(log, "images"), _column(log, "lr"), color=ORANGE, marker="")
-    _label_losses(left, "Training loss")
-    right.set(title="Learning rate", ylim=(0, None), xlabel="pictures seen")
-    right.xaxis.set_major_formatter(EngFormatter(sep=""))
-    right.yaxis.set_major_formatter("{x:g}")
+    _over_pictures_seen(left, "Training loss", ylabel="mean squared error", yscale="log")
+    _over_pictures_seen(right, "Learning rate", ylim=(0, None))
     return chart
 
 
@@ -172,56 +164,48 @@ def loss_by_level(log: Sequence[Mapping[str, Any]]) -> Chart:
         log: Rows of a training's log.jsonl with `loss_by_level`: for equal parts of the time
             steps, from little noise to much, the loss or None.
     """
-    chart, (left, right) = make_panels(2.5, 2, width_ratios=(3, 2), sharey=True)
+    chart, (axes,) = make_panels(2.5)
     rows = [row for row in log if row.get("loss_by_level")]
     losses = np.array([row["loss_by_level"] for row in rows], dtype=float)  # None becomes NaN
     levels = losses.shape[1]
-    shades = mpl.colormaps["viridis"](np.linspace(0, 0.9, levels))
-    left.set_prop_cycle(color=shades)
-    left.plot(_column(rows, "images"), losses, linewidth=1.2)
-    left.legend(left.lines[:: levels - 1], ["least noise", "most noise"])
-    _label_losses(left, "Loss by level of noise")
-    last = np.nanmean(losses[-max(1, len(rows) // 25) :], axis=0)
-    right.plot(last, color=FAINT, marker="", linewidth=1, zorder=1)
-    right.scatter(range(levels), last, color=shades, marker="o", zorder=2)
-    right.set(title="At the end", xlabel="tenth of the time steps, 0: least noise")
+    axes.set_prop_cycle(color=colormaps["viridis"](np.linspace(0, 0.9, levels)))
+    lines = axes.plot(_column(rows, "images"), losses, linewidth=1.2)
+    axes.legend(lines[:: levels - 1], ["least noise", "most noise"])
+    _over_pictures_seen(axes, "Loss by noise level", ylabel="mean squared error", yscale="log")
     return chart
 
 
 @styled
-def learning_curves(
-    records: Mapping[str, Record], score: str = "top_k", progress: str = "step"
-) -> Chart:
+def learning_curves(records: Mapping[str, Record], score: str = "top_k", x: str = "step") -> Chart:
     """Show the score on `valid` during trainings, with 95 % intervals; a line a run.
 
     Args:
-        records: By name of the line, records with "milestones": rows with the progress, "scores"
-            and "audit", see `workshop.study.experiments.train_and_score`.
+        records: By name of the line, records with "milestones": rows with x, "scores" and
+            "audit", see `workshop.study.experiments.train_and_score`.
         score: One of these, for instance "top_k", "exact_set" or "exact_scene".
-        progress: "step", "images" or "seconds", of the training.
+        x: "step", "images" or "seconds", of the training.
 
     Raises:
-        UserError: A record without milestones, or an unknown score or progress.
+        UserError: A record without milestones, or an unknown score or x.
     """
-    if progress not in _PROGRESS:
-        raise unknown("progress", progress, _PROGRESS)
-    (quantity, unit), (chart, (axes,)) = _PROGRESS[progress], make_panels(2.6)
+    if x not in _PROGRESS:
+        raise unknown("x", x, _PROGRESS)
+    quantity, unit = _PROGRESS[x]
     runs = {name: record.get("milestones") for name, record in records.items()}
-    longest = max(row[progress] for rows in runs.values() for row in rows) / unit
+    chart, (axes,) = make_panels(2.6)
+    longest = max(row[x] for rows in runs.values() for row in rows) / unit
     for place, (name, rows) in enumerate(runs.items()):
         aside = 0.006 * longest * (place - (len(runs) - 1) / 2)  # so that no interval hides another
-        x = _column(rows, progress) / unit + aside
-        draw_estimates(axes, x, [_pick_score(row, score) for row in rows], name, "-")
+        estimates = [_pick_score(row, score) for row in rows]
+        draw_estimates(axes, _column(rows, x) / unit + aside, estimates, name, "-")
     axes.set(xlabel=f"{quantity} of training", ylabel=f"{words(score)} on valid", ylim=(None, 1.01))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter("{x:,.10g}")
     chart.legend(loc="outside right upper")
     return chart
 
 
 @styled
-def accuracy_dots(
-    groups: Mapping[str, Rows], splits: Sequence[str] = ("test", "new_test")
-) -> Chart:
+def accuracy_dots(groups: Mapping[str, Any], splits: Sequence[str] = ("test", "new_test")) -> Chart:
     """Compare accuracies with their 95 % intervals: a row a name, a panel a condition file.
 
     Args:
@@ -238,8 +222,7 @@ def accuracy_dots(
             found = {name: row[split] for name, row in rows.items() if split in row}
             places = [names.index(name) + _lane(groups, group, name) for name in found]
             draw_estimates(axes, places, found.values(), group, horizontal=True)
-        axes.set(title=split, xlabel="accuracy")
-    panels[0].set(xlim=(None, 1.01), ylim=(len(names) - 0.4, -0.6))
+        axes.set(title=split, xlabel="accuracy", xlim=(None, 1.01), ylim=(len(names) - 0.4, -0.6))
     panels[0].set_yticks(range(len(names)), names)
     chart.legend_below()
     return chart
@@ -265,21 +248,13 @@ def sweep_curves(sweep: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart:
             exact_set, the last two estimates; in each list only one of the settings varies, and
             the other is the generator's own, which a dotted line marks.
     """
-    chart, (guidance, steps) = make_panels(2.6, 2, sharey=True)
-    scale, count = (
-        sweep["steps"][0]["guidance_scale"],
-        sweep["guidance"][0]["num_inference_steps"],
-    )
-    for axes, rows, setting, own in (
-        (guidance, sweep["guidance"], "guidance_scale", scale),
-        (steps, sweep["steps"], "num_inference_steps", count),
-    ):
-        axes.axvline(own, color=INK, linewidth=1, linestyle=":", label="the generator's own")
-        for score in ("top_k", "exact_set"):
-            estimates = [row[score] for row in rows]
-            draw_estimates(axes, _column(rows, setting), estimates, words(score), "-")
-    guidance.set(title=f"At {count} steps", xlabel="guidance scale", ylabel="score on valid")
-    steps.set(title=f"At guidance {scale:g}", xlabel="sampling steps", xlim=(0, None))
+    guidance, steps = sweep["guidance"], sweep["steps"]
+    scale, count = steps[0]["guidance_scale"], guidance[0]["num_inference_steps"]
+    chart, (left, right) = make_panels(2.6, 2, sharey=True)
+    _draw_setting(left, guidance, "guidance_scale", scale)
+    _draw_setting(right, steps, "num_inference_steps", count)
+    left.set(title=f"At {count} steps", xlabel="guidance scale", ylabel="score on valid")
+    right.set(title=f"At guidance {scale:g}", xlabel="sampling steps", xlim=(0, None))
     chart.legend_below()
     return chart
 
@@ -295,16 +270,16 @@ def label_heatmap(
         form: How a value is written.
         outlined: Labels whose values get a frame, for instance those asked for.
     """
-    table = np.array([values[label] for label in LABELS], dtype=float).reshape(len(SHAPES), -1)
+    fields = np.array([values[label] for label in LABELS], dtype=float).reshape(len(SHAPES), -1)
     chart, (axes,) = make_panels(1.45)
-    low, high = np.nanmin(table), np.nanmax(table) + 1e-9
-    shades = {"cmap": "Blues", "vmin": low, "vmax": 2 * high - low}  # light ones, below black text
-    _draw_fields(axes, table, SHAPES, COLORS, aspect="auto", **shades)
+    low, high = np.nanmin(fields), np.nanmax(fields)
+    most = 2 * high - low  # so that all shades are light, below black text
+    _draw_fields(axes, fields, SHAPES, COLORS, aspect="auto", cmap="Blues", vmin=low, vmax=most)
     axes.xaxis.tick_top()
-    for label, value, place in zip(LABELS, table.flat, np.ndindex(table.shape), strict=True):
+    for (row, column), value in np.ndenumerate(fields):
         text = "–" if np.isnan(value) else form.format(value)
-        frame = {"facecolor": "none", "edgecolor": INK} if label in outlined else None
-        axes.text(*place[::-1], text, ha="center", va="center", bbox=frame)
+        edge = INK if f"{COLORS[column]} {SHAPES[row]}" in outlined else "none"
+        axes.text(column, row, text, ha="center", va="center", bbox={"fc": "none", "ec": edge})
     return chart
 
 
@@ -321,21 +296,10 @@ def noise_schedules(schedules: Mapping[str, Any]) -> Chart:
         alphas = np.asarray(alphas, dtype=float)
         left.plot(alphas, marker="", label=name)
         right.plot(alphas / (1 - alphas), marker="")
-    left.set(title=r"Signal left, $\bar\alpha_t$", xlabel="t")
+    left.set(title=r"Signal level, $\bar\alpha_t$", xlabel="t")
     right.set(title=r"Signal to noise, $\bar\alpha_t/(1-\bar\alpha_t)$", xlabel="t", yscale="log")
     left.legend()
     return chart
-
-
-def cooccurrence(counts: Any) -> Chart:
-    """Show how many pictures have both of two labels: (24, 24) counts, in the order of LABELS."""
-    counts = np.where(np.eye(len(LABELS)), np.nan, counts)
-    return label_matrix(counts, "pictures", cmap="Blues", vmin=0)
-
-
-def label_similarity(values: Any) -> Chart:
-    """Show how alike two labels are: (24, 24) values in [-1, 1], in the order of LABELS."""
-    return label_matrix(values, "similarity", cmap="RdBu", vmin=-1, vmax=1)
 
 
 @styled
@@ -349,14 +313,13 @@ def label_matrix(values: Any, name: str, **colors: Any) -> Chart:
 
 
 def draw_estimates(
-    axes: Axes, places: Any, estimates: Iterable[Any], label: str, line: str = "none",
-    horizontal: bool = False,
-) -> None:  # fmt: skip
+    axes: Axes, at: Any, estimates: Iterable, label: str, line: str = "", horizontal: bool = False
+) -> None:
     """Draw estimates as dots with their intervals, in the next color; one without gets no interval.
 
     Args:
         axes: Where.
-        places: (N,), x; heights where the intervals are horizontal.
+        at: (N,), their x, or y where horizontal.
         estimates: N dataclasses or dicts with `value`, `low` and `high`.
         label: For the legend.
         line: "-" joins the dots.
@@ -365,8 +328,10 @@ def draw_estimates(
     rows = [[field(estimate, key) for key in ("value", "low", "high")] for estimate in estimates]
     value, low, high = np.array(rows, dtype=float).reshape(-1, 3).T  # None becomes NaN: not drawn
     errors = np.array([value - low, high - value]).clip(min=0)
-    x, y, side = (value, places, "xerr") if horizontal else (places, value, "yerr")
-    axes.errorbar(x, y, label=label, linestyle=line, elinewidth=1.4, **{side: errors})
+    if horizontal:
+        axes.errorbar(value, at, xerr=errors, label=label, linestyle=line)
+    else:
+        axes.errorbar(at, value, yerr=errors, label=label, linestyle=line)
 
 
 def field(item: Any, name: str) -> Any:
@@ -384,8 +349,7 @@ def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     columns = [[str(cell) for cell in column] for column in zip(*rows, strict=True)]
     numbers = [sum(text[:1].isdigit() for text in column) for column in columns]
     marks = ["---:" if 2 * count > len(rows) else "---" for count in numbers]
-    lines = [" | ".join(map(str, cells)) for cells in (header, marks, *rows)]
-    return "\n".join(f"| {line} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in (header, marks, *rows))
 
 
 def interval_text(estimate: Any, form: str = "{:.3f}", times: float = 1) -> str:
@@ -403,11 +367,9 @@ def interval_text(estimate: Any, form: str = "{:.3f}", times: float = 1) -> str:
 
 def _compare(wanted: Sequence[str], seen: Sequence[str]) -> list[str]:
     """Return the lines of a caption: labels seen or missed, then those that are too many."""
-    left, lines = Counter(seen), []
-    for label in wanted:
-        lines.append(label if left[label] else f"✗ {label}")
-        left[label] -= 1
-    return lines + [f"+ {label}" for label in left.elements()]
+    missed, extra = Counter(wanted) - Counter(seen), Counter(seen) - Counter(wanted)
+    lines = [f"✗ {label}" if label in missed else label for label in wanted]
+    return lines + [f"+ {label}" for label in extra.elements()]
 
 
 def _lane(groups: Mapping[str, Mapping[str, Any]], group: str, name: str) -> float:
@@ -424,9 +386,17 @@ def _pick_score(row: Mapping[str, Any], score: str) -> Mapping[str, float]:
     return scores[score]
 
 
-def _label_losses(axes: Axes, title: str) -> None:
-    """Set up axes that show a loss over the pictures seen, often over less than a power of ten."""
-    axes.set(title=title, xlabel="pictures seen", ylabel="mean squared error", yscale="log")
+def _draw_setting(axes: Axes, rows: Sequence[Mapping[str, Any]], setting: str, own: float) -> None:
+    """Draw both scores over a setting of a sweep, and mark the generator's own."""
+    axes.axvline(own, color=INK, linewidth=1, linestyle=":", label="the generator's own")
+    for score in ("top_k", "exact_set"):
+        estimates = [row[score] for row in rows]
+        draw_estimates(axes, _column(rows, setting), estimates, words(score), "-")
+
+
+def _over_pictures_seen(axes: Axes, title: str, **options: Any) -> None:
+    """Set up axes of a training; where they are logarithmic, for less than a power of ten too."""
+    axes.set(title=title, xlabel="pictures seen", **options)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in "25" else "")
@@ -449,6 +419,5 @@ def _column(rows: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
 
 def _to_array(images: Any) -> np.ndarray:
     """Turn pictures (N, 3, H, W) into uint8 (N, H, W, 3)."""
-    images = torch.as_tensor(images).cpu()
-    images = to_uint8(images) if images.is_floating_point() else images
-    return images.permute(0, 2, 3, 1).numpy()
+    images = torch.as_tensor(images).cpu().movedim(1, 3)
+    return (to_uint8(images) if images.is_floating_point() else images).numpy()
