@@ -30,6 +30,7 @@ ORANGE, INK, FAINT = "#D55E00", "#222222", "#8C8C8C"
 
 _PIXEL = 0.75 / 64  # inches, of a pixel of a picture in a grid
 _GAP, _LINE, _MARGIN = 6, 9, 3  # such pixels: between pictures, a line of a caption, below captions
+# What learning curves may be drawn over: what the axis says, and its unit.
 _PROGRESS = {"step": ("steps", 1), "images": ("pictures seen", 1), "seconds": ("hours", 3600)}
 
 styled = style.context(["default", Path(__file__).with_name("plots.mplstyle")])  # a decorator
