@@ -481,8 +481,8 @@ def handin(
     their grids, the denoising row and the accuracies.
 
     Args:
-        student_id: Yours, without spaces.
-        name: Yours, in any script.
+        student_id: Your student ID, without spaces.
+        name: Your name, in any script.
         year: Whose hand-out to follow: 2023-spring, 2023-summer, 2024, 2025 or 2026; by default
             the newest.
         check: Only check this zip, which may be another student's.
