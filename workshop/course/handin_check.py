@@ -72,7 +72,7 @@ def check_handin(
         UserError: It is no zip.
     """
     if isinstance(file, Path) and not file.is_file():
-        raise MissingFileError(f"no file {file}: give the zip that is handed in")
+        raise MissingFileError(f"{file} is no file: give the zip that is handed in")
     counts = {f"images/{key}": len(named_conditions(key, data)) for key in SCORED}
     try:
         with user_files(), zipfile.ZipFile(file) as pack:
