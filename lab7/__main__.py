@@ -158,7 +158,6 @@ def evaluate(
         record: Name under which to write the results down, by default of all condition files.
         failures: Folder for figures of the pictures that failed, with what was asked and seen.
     """
-    from lab7.handed_in import read_handed_in
     from lab7.layouts import find_layout
     from lab7.pipeline import load_pipeline
     from lab7.scoring import draw_and_judge, judge_pictures, score_table
@@ -166,32 +165,27 @@ def evaluate(
 
     data = find_layout(data)
     _check_evaluation(images, record, failures, results, checkpoint, data)
-    sets = _condition_sets(conditions, data, record)
+    sets, settings = _condition_sets(conditions, data, record), {}
     if images is not None:  # before what takes long
-        handed_in = read_handed_in(images, {name: len(wanted) for name, wanted in sets.items()})
+        pictures = _read_pictures(images, sets)
     else:
         pipeline = load_pipeline(checkpoint, device, scheduler)
-        drawn = {"num_inference_steps": steps, "guidance_scale": guidance}
+        settings = {"num_inference_steps": steps, "guidance_scale": guidance}
     judge, auditor, real = _load_judges(evaluator, data, device)
-    if images is not None:
-        print(
-            *(f"{name}: {note}\n" for name, (_, notes) in handed_in.items() for note in notes),
-            end="",
-        )
-        scored = {
-            name: (judge_pictures(pictures, sets[name], judge, auditor, real), pictures)
-            for name, (pictures, _) in handed_in.items()
-        }
-    else:
-        scored = {
-            name: draw_and_judge(pipeline, wanted, judge, auditor, real, repetitions, **drawn)
-            for name, wanted in sets.items()
-        }
+    scored = {}
+    for name, wanted in sets.items():
+        if images is not None:
+            metrics = judge_pictures(pictures[name], wanted, judge, auditor, real)
+            scored[name] = metrics, pictures[name]
+        else:
+            scored[name] = draw_and_judge(
+                pipeline, wanted, judge, auditor, real, repetitions, **settings
+            )
     print(score_table({name: metrics for name, (metrics, _) in scored.items()}))
     for name, (metrics, pictures) in scored.items():
         _save_failures(name, metrics["pictures"], pictures, failures)
     if record is not None:
-        record_generator(record, pipeline, judge, scored, checkpoint, results, data, **drawn)
+        record_generator(record, pipeline, judge, scored, checkpoint, results, data, **settings)
 
 
 def main() -> None:
@@ -254,6 +248,17 @@ def _check_evaluation(images, record, failures, results, checkpoint, data) -> No
     if record is not None:
         require_writable(results / record)
         require_same_pictures(checkpoint, data)
+
+
+def _read_pictures(images: Path, sets: dict) -> dict:
+    """Read the pictures handed in for each set, and say what is odd about them."""
+    from workshop.course.handed_in import read_handed_in
+
+    read = read_handed_in(images, {name: len(wanted) for name, wanted in sets.items()})
+    for name, (_, notes) in read.items():
+        for note in notes:
+            print(f"{name}: {note}")
+    return {name: pictures for name, (pictures, _) in read.items()}
 
 
 def _load_judges(weights: Path | None, data: Any, device: str | None) -> tuple:

@@ -11,7 +11,7 @@ from torchvision.transforms import Resize
 
 from lab7.dataset import to_uint8
 from lab7.errors import UserError
-from lab7.handed_in import read_handed_in
+from workshop.course.handed_in import read_handed_in
 
 COUNT = 12
 
@@ -322,7 +322,7 @@ def test_nothing_there(folder):
 
 
 def test_search_for_pictures_is_bounded(folder, monkeypatch):
-    monkeypatch.setattr("lab7.handed_in._MOST_FOLDERS", 5)
+    monkeypatch.setattr("workshop.course.handed_in._MOST_FOLDERS", 5)
     for number in range(9):
         (folder / f"empty{number}").mkdir()
     save(folder / "empty0" / "far")

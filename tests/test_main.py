@@ -19,12 +19,12 @@ from lab7.__main__ import _save_failures, main
 from lab7.dataset import CONDITION_FILES, DATA_DIR
 from lab7.errors import UserError
 from lab7.evaluator import Evaluator, build_network
-from lab7.handed_in import read_handed_in
 from lab7.labels import encode, load_conditions
 from lab7.model import ConditionalUNet
 from lab7.options import ROOT
 from lab7.records import read_record
 from lab7.scoring import Verdicts
+from workshop.course.handed_in import read_handed_in
 
 
 @pytest.fixture(scope="module")
