@@ -5,6 +5,8 @@ import difflib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 
 class UserError(ValueError):
     """Something that the user can mend: the command line shows its message alone.
@@ -23,7 +25,7 @@ class MissingFileError(FileError, FileNotFoundError):
 
 @contextlib.contextmanager
 def user_files(path: str | Path | None = None) -> Iterator[None]:
-    """Turn an OSError in the block, such as a full disk, into a FileError that names the file.
+    """Turn an OSError in the block, as of a full disk, into a FileError that names the file.
 
     It also serves as a decorator, `@user_files()`, of a function that only reads or writes.
 
@@ -35,10 +37,11 @@ def user_files(path: str | Path | None = None) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the second of weights that fill a disk
         kind = MissingFileError if isinstance(error, FileNotFoundError) else FileError
-        where = path or error.filename
-        raise kind(f"{error.strerror or error}{f': {where}' if where else ''}") from error
+        reason = getattr(error, "strerror", None) or error
+        where = path or getattr(error, "filename", None)
+        raise kind(f"{reason}{f': {where}' if where else ''}") from error
 
 
 def did_you_mean(name: object, choices: Iterable[str]) -> str:

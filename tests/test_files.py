@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 
 from lab7.errors import FileError, MissingFileError, UserError, unknown, user_files
 from lab7.files import read_json, require_writable, write_atomically
@@ -48,6 +50,12 @@ def test_errors_of_places_are_still_os_errors():
     with pytest.raises(ValueError, match="a bug") as caught, user_files():
         raise ValueError("a bug")
     assert not isinstance(caught.value, UserError)
+
+
+def test_weights_that_cannot_be_written(tmp_path):
+    path = tmp_path / "nowhere" / "weights.safetensors"
+    with pytest.raises(FileError, match=f"No such file or directory.*: {path}$"), user_files(path):
+        safetensors.torch.save_file({"weight": torch.zeros(1)}, path)
 
 
 def test_unknown_names_get_the_nearest():
