@@ -1,7 +1,5 @@
 """The diffusion process: noise schedules, what a network predicts, the loss, samplers by name."""
 
-import difflib
-from collections.abc import Collection
 from pathlib import Path
 
 import diffusers
@@ -16,13 +14,12 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor
 from torch.nn import functional as F
 
-from lab7.errors import UserError
+from lab7.errors import UserError, unknown
+from lab7.files import read_json
 
 # What of a scheduler's settings is the noise schedule; the others are the sampler's.
-NOISE = (
-    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
-    *("rescale_betas_zero_snr", "prediction_type"),
-)
+_BETAS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
+NOISE = ("num_train_timesteps", "prediction_type", *_BETAS)
 # For DPM-Solver the cosine schedule's end (log-SNR below -5.1, where beta was clipped) is left out,
 # as diffusers advises. What is not named here is diffusers' default.
 _SOLVER = {"lambda_min_clipped": -5.1}
@@ -36,7 +33,7 @@ SAMPLERS = {
 }
 STOCHASTIC = ("ddpm", "sde-dpmsolver++")  # those that add fresh noise at each step
 # By the names that saved pipelines hold; diffusers' own DDIM becomes "ddim" here.
-CLASSES = {cls.__name__: cls for cls in (DDIMScheduler, *(cls for cls, _ in SAMPLERS.values()))}
+CLASSES = {cls.__name__: cls for cls, _ in SAMPLERS.values()} | {"DDIMScheduler": DDIMScheduler}
 
 
 def convert_scheduler(scheduler: diffusers.SchedulerMixin, name: str) -> diffusers.SchedulerMixin:
@@ -62,7 +59,10 @@ def convert_scheduler(scheduler: diffusers.SchedulerMixin, name: str) -> diffuse
     Raises:
         UserError: If there is no sampler of that name.
     """
-    cls, settings = SAMPLERS[_known(_short(name), SAMPLERS)]
+    name = _short(name)
+    if name not in SAMPLERS:
+        raise unknown("scheduler", name, SAMPLERS)
+    cls, settings = SAMPLERS[name]
     noise = {key: scheduler.config[key] for key in NOISE if key in scheduler.config}
     return cls(**noise, **settings)
 
@@ -76,7 +76,9 @@ def scheduler_name(scheduler: diffusers.SchedulerMixin) -> str:
     name = _short(type(scheduler).__name__)
     if isinstance(scheduler, DPMSolverMultistepScheduler):
         name = "ddim" if scheduler.config.solver_order == 1 else scheduler.config.algorithm_type
-    return _known(name, SAMPLERS)
+    if name not in SAMPLERS:
+        raise unknown("scheduler", name, SAMPLERS)
+    return name
 
 
 def load_scheduler(folder: Path, class_name: str) -> diffusers.SchedulerMixin:
@@ -87,9 +89,11 @@ def load_scheduler(folder: Path, class_name: str) -> diffusers.SchedulerMixin:
         class_name: Of the scheduler in diffusers, from model_index.json.
 
     Raises:
-        UserError: If it is none of the samplers offered.
+        UserError: If it is none of the samplers offered, or the file is missing or broken.
     """
-    return CLASSES[_known(class_name, CLASSES)].from_pretrained(folder)
+    if class_name not in CLASSES:
+        raise unknown("scheduler", class_name, CLASSES)
+    return CLASSES[class_name].from_config(read_json(folder / "scheduler_config.json"))
 
 
 def set_steps(scheduler: diffusers.SchedulerMixin, num_inference_steps: int) -> None:
@@ -202,15 +206,6 @@ def _alpha_sigma(scheduler: diffusers.SchedulerMixin, t: int) -> tuple[float, fl
     """Return what x0 and the noise are multiplied by at t: √ᾱ and √(1 - ᾱ)."""
     alpha_bar = float(scheduler.alphas_cumprod[t])
     return alpha_bar**0.5, (1 - alpha_bar) ** 0.5
-
-
-def _known(name: str, choices: Collection[str]) -> str:
-    if name not in choices:
-        close = difflib.get_close_matches(name, choices, 1, cutoff=0)[0]
-        raise UserError(
-            f"unknown scheduler {name!r}: did you mean {close!r}? Choose one of {sorted(choices)}"
-        )
-    return name
 
 
 def _short(name: str) -> str:

@@ -13,9 +13,12 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lab7.errors import UserError
+from lab7.errors import UserError, unknown
 
 CONDITIONS = ("embedding", "channels")
+# Six levels with self-attention at the fifth: those of the original report.
+_DOWN = (*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D")
+_UP = ("UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4)
 
 
 class ConditionalUNet(UNet2DModel):
@@ -63,9 +66,8 @@ class ConditionalUNet(UNet2DModel):
         out_channels: int = 3,
         block_out_channels: tuple[int, ...] = (128, 128, 256, 256, 512, 512),
         layers_per_block: int = 2,
-        down_block_types: tuple[str, ...] = ("DownBlock2D",) * 4
-        + ("AttnDownBlock2D", "DownBlock2D"),
-        up_block_types: tuple[str, ...] = ("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4,
+        down_block_types: tuple[str, ...] = _DOWN,
+        up_block_types: tuple[str, ...] = _UP,
         attention_head_dim: int = 8,
         resnet_time_scale_shift: str = "default",
         norm_num_groups: int = 32,
@@ -76,15 +78,11 @@ class ConditionalUNet(UNet2DModel):
         scaling_factor: float = 1.0,
         unet_options: dict[str, Any] | None = None,
     ):
-        smallest = patch_size * 2 ** (len(block_out_channels) - 1)
-        if condition not in CONDITIONS:
-            raise UserError(f"unknown condition {condition!r}: choose one of {CONDITIONS}")
-        if sample_size % smallest:
-            raise UserError(f"sample_size {sample_size} is not a multiple of {smallest}")
+        _check(condition, sample_size, patch_size * 2 ** (len(block_out_channels) - 1))
         as_channels = condition == "channels"
         options = {"attn_norm_num_groups": norm_num_groups} | (unet_options or {})
         super().__init__(
-            sample_size=sample_size // patch_size,
+            sample_size=sample_size,
             in_channels=in_channels * patch_size**2 + as_channels * num_labels,
             out_channels=out_channels * patch_size**2,
             block_out_channels=block_out_channels,
@@ -98,10 +96,8 @@ class ConditionalUNet(UNet2DModel):
             class_embed_type=None if as_channels else "identity",
             **options,
         )
-        # The parent has just registered the sizes it sees behind the pixel_unshuffle.
-        self.register_to_config(
-            sample_size=sample_size, in_channels=in_channels, out_channels=out_channels
-        )
+        # The parent has just registered the channels it sees behind the pixel_unshuffle.
+        self.register_to_config(in_channels=in_channels, out_channels=out_channels)
         if not as_channels:
             size = self.time_embedding.linear_2.out_features
             self.condition_embedding = nn.Linear(num_labels, size)
@@ -112,12 +108,6 @@ class ConditionalUNet(UNet2DModel):
         own = inspect.signature(cls.__init__).parameters
         kept = {k: v for k, v in config_dict.items() if k in own or k.startswith("_")}
         return super().extract_init_dict(kept, **kwargs)
-
-    @property
-    def own_config(self) -> dict:
-        """The arguments that make another network of the same form."""
-        names = inspect.signature(type(self).__init__).parameters
-        return {name: self.config[name] for name in names if name != "self"}
 
     def forward(
         self,
@@ -148,3 +138,14 @@ class ConditionalUNet(UNet2DModel):
         (hidden,) = super().forward(hidden, timestep, embedding, return_dict=False)
         prediction = F.pixel_shuffle(hidden, patch_size)
         return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
+
+
+def _check(condition: str, sample_size: int, smallest: int) -> None:
+    """Refuse an unknown kind of condition, and pictures that cannot be halved at every level."""
+    if condition not in CONDITIONS:
+        raise unknown("condition", condition, CONDITIONS)
+    if sample_size % smallest:
+        nearest = max(smallest, round(sample_size / smallest) * smallest)
+        raise UserError(
+            f"sample_size {sample_size} is not a multiple of {smallest}: the nearest is {nearest}"
+        )

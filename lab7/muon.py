@@ -6,6 +6,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from lab7.experiments import TrainConfig
+
 _QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients: steep at 0, near 1 up to 1
 
 
@@ -84,22 +86,23 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 def build_optimizers(
-    network: nn.Module, name: str, weight_decay: float, dtype: torch.dtype = torch.float32
+    network: nn.Module, config: TrainConfig, precision: str = "float32"
 ) -> list[torch.optim.Optimizer]:
     """Make the optimizers of a network; the learning rate is to be set at each step.
 
     Args:
         network: A `ConditionalUNet`.
-        name: "adamw"; or "muon" for its inner layers, with AdamW for biases, normalisations, and
-            the layers to which pictures and labels come in and the prediction goes out.
-        weight_decay: Of all of them.
-        dtype: What Muon computes in.
+        config: Its `optimizer` and `weight_decay` count. "muon" is for the inner layers; AdamW then
+            has biases, normalisations, and the layers to which pictures and labels come in and the
+            prediction goes out.
+        precision: Of the forward pass; with "bfloat16" Muon computes in it too.
     """
     inner, others = [], []
     for key, weight in network.named_parameters():
         is_inner = weight.ndim > 1 and not key.startswith(("conv_", "condition_embedding"))
-        (inner if is_inner and name == "muon" else others).append(weight)
-    adamw = torch.optim.AdamW(others, weight_decay=weight_decay, fused=True)
+        (inner if is_inner and config.optimizer == "muon" else others).append(weight)
+    adamw = torch.optim.AdamW(others, weight_decay=config.weight_decay, fused=True)
     if not inner:
         return [adamw]
-    return [Muon(inner, weight_decay=weight_decay, dtype=dtype), adamw]
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    return [Muon(inner, weight_decay=config.weight_decay, dtype=dtype), adamw]

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
 from diffusers import DDPMScheduler
 
@@ -108,7 +107,7 @@ def adopt(
     sampler = convert_scheduler(noise, scheduler)
     set_steps(sampler, steps)  # before anything is written: is there such a number?
     with user_files():
-        save_pipeline(ConditionalDDPMPipeline(unet, sampler, steps, guidance), out, torch.float32)
+        save_pipeline(ConditionalDDPMPipeline(unet, sampler, steps, guidance), out, half=False)
     print(told, f"saved {out}", sep="\n")
     drawn = write_samples(load_pipeline(out, device), conditions, out / "test", evaluator=judge)
     print(
