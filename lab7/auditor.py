@@ -19,8 +19,8 @@ from lab7.dataset import DATA_DIR, IMAGE_SIZE, to_float
 from lab7.devices import choose_device
 from lab7.errors import MissingFileError, UserError
 from lab7.estimates import Estimate, Values, share
-from lab7.evaluator import save_weights
 from lab7.labels import COLORS, LABELS, NUM_LABELS
+from lab7.weight_files import save_weights
 
 WEIGHTS = DATA_DIR / "weights" / "auditor.safetensors"
 STRIDE = 2  # pixels a side of a cell of the network's answer

@@ -14,7 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lab7.auditor import FEATURES, Auditor
-from lab7.dataset import ICLEVRDataset, cache_folder, data_hash
+from lab7.cache import cache_folder
+from lab7.dataset import ICLEVRDataset, data_hash
 from lab7.errors import UserError
 from lab7.estimates import Estimate
 from lab7.files import write_atomically

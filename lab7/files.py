@@ -83,3 +83,25 @@ def require_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
+def user_path(path: str | Path) -> Path:
+    """Return the path that a user typed, perhaps with `~` or in quotes."""
+    return Path(os.path.expanduser(str(path).strip("\"'“” ")))
+
+
+def existing_folder(path: str | Path) -> Path:
+    """Return the folder that a user named, see `user_path`.
+
+    Raises:
+        MissingFileError: There is none.
+        UserError: It is a file, or may not be read.
+    """
+    folder = user_path(path)
+    with user_files():
+        if not folder.exists():
+            raise MissingFileError(f"no folder {folder}")
+        if not folder.is_dir():
+            raise UserError(f"{folder} is a file, not a folder: name the folder it lies in")
+        os.scandir(folder).close()  # which says so if it may not be read
+    return folder

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lab7.dataset import SCORED, ICLEVRDataset, data_hash, is_course
+from lab7.dataset import SCORED, ICLEVRDataset, data_hash
 from lab7.diffusion import convert_scheduler, scheduler_name
 from lab7.errors import UserError
 from lab7.estimates import Estimate, difference
 from lab7.evaluator import Evaluator
 from lab7.files import read_json, require_writable, write_atomically
+from lab7.layouts import find_layout
 from lab7.pipeline import ConditionalDDPMPipeline, save_pipeline
 from lab7.records import RESULTS_DIR, Record, read_log, write_record
 from lab7.sampling import choose_sample_rows, denoising_frames, stack_grids, to_grid
@@ -67,7 +68,7 @@ def record_generator(
         checkpoint: Folder that the pipeline was loaded from; where it lies in the folder of a
             training run, the record gets the run's configuration and log.
         root: Folder of the records.
-        data: Data folder that the conditions are of, see `resolve_root`.
+        data: Data folder that the conditions are of, see `find_layout`.
         extra: More metrics, by name.
         settings: Of sampling, see `draw_and_judge`.
 
@@ -79,7 +80,7 @@ def record_generator(
     """
     course_judge = evaluator.path is not None and evaluator.path.suffix == ".pth"
     metrics = {
-        "course": {"pictures": is_course(data), "evaluator": course_judge},
+        "course": {"pictures": find_layout(data).course, "evaluator": course_judge},
         "data_sha256": _data_hash(data),
         **(extra or {}),
     }
@@ -118,7 +119,7 @@ def require_same_pictures(checkpoint: Path, data: Path | None) -> None:
     """
     where = checkpoint.parent / "environment.json"
     trained_on = read_json(where) if where.exists() else {}
-    if trained_on and trained_on.get("course_pictures", False) != is_course(data):
+    if trained_on and trained_on.get("course_pictures", False) != find_layout(data).course:
         raise UserError(
             f"{checkpoint.parent} was trained on other pictures than the conditions are for: give "
             "evaluate the same --data or LAB7_DATA as train"
@@ -170,7 +171,7 @@ def record_sweep(
         checkpoint: Folder that the pipeline was loaded from.
         root: Folder of the records.
         keep: Whether to save the best guidance scale with the checkpoint.
-        data: Data folder that the conditions are of, see `resolve_root`.
+        data: Data folder that the conditions are of, see `find_layout`.
 
     Returns:
         "guidance", "steps" and "schedulers": lists of rows with the settings, two scores and all

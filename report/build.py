@@ -20,21 +20,13 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from lab7 import plots
-from lab7.dataset import (
-    CONDITION_FILES,
-    DATA_DIR,
-    SCORED,
-    STEPS,
-    ICLEVRDataset,
-    is_course,
-    named_conditions,
-    resolve_root,
-)
+from lab7.dataset import CONDITION_FILES, SCORED, STEPS, ICLEVRDataset, named_conditions
 from lab7.errors import UserError
 from lab7.estimates import Estimate
 from lab7.experiments import EXPERIMENTS
 from lab7.files import read_json, require_no_file, write_atomically
 from lab7.labels import LABELS
+from lab7.layouts import DATA_DIR, Layout, Root, find_layout
 from lab7.records import (
     RESULTS_DIR,
     Record,
@@ -117,16 +109,17 @@ def judge_results(name: str, results: Path) -> Path:
     return results if (results / name).exists() else RESULTS_DIR
 
 
-def find_data(data: str | Path | None, course: bool) -> Path:
+def find_data(data: Root, course: bool) -> Layout:
     """Return the data folder of records of the course's pictures, or of the embedded set's."""
-    root = resolve_root(data) if course or data is not None else DATA_DIR
-    if is_course(root) != course:
+    layout = find_layout(data if course or data is not None else DATA_DIR)
+    if layout.course != course:
         wanted = "the course's: name its folder with --data or LAB7_DATA" if course else "embedded"
-        raise UserError(f"{root} does not hold the pictures of the records, which are {wanted}")
-    return root
+        found = layout.labels
+        raise UserError(f"{found} does not hold the pictures of the records, which are {wanted}")
+    return layout
 
 
-def draw_figures(records: dict[str, Record], results: Path, data: Path, folder: Path) -> None:
+def draw_figures(records: dict[str, Record], results: Path, data: Layout, folder: Path) -> None:
     """Draw every figure of the report into a folder."""
     folder.mkdir()
     ours, sweep = records["ours"], records["sweep"]
@@ -172,7 +165,7 @@ def draw_evaluator(evaluator: Record, results: Path) -> dict[str, plots.Chart]:
     }
 
 
-def draw_scenes(data: Path) -> plots.Chart:
+def draw_scenes(data: Layout) -> plots.Chart:
     """Show the first scenes of the set, a column each, objects added from top to bottom."""
     dataset = ICLEVRDataset(data)
     scenes = min(SCENES_SHOWN, len(dataset) // STEPS)
@@ -266,7 +259,7 @@ def accuracy_table(records: dict[str, Record]) -> str:
 
 
 def gather(
-    records: dict[str, Record], results: Path, data: Path, work: Path, author: str = ""
+    records: dict[str, Record], results: Path, data: Layout, work: Path, author: str = ""
 ) -> None:
     """Put all that report.typ reads into one folder."""
     for name in ("report.typ", "references.yml"):
@@ -284,7 +277,7 @@ def gather(
             name: {split: dataclasses.asdict(estimate) for split, estimate in row.items()}
             for name, row in original_scores().items()
         },
-        "training_set": count_pictures(list(read_json(data / "train.json").values())),
+        "training_set": count_pictures(list(read_json(data.labels / "train.json").values())),
         "sets": {name: count_conditions(named_conditions(name, data)) for name in CONDITION_FILES},
         "experiments": {name: dataclasses.asdict(EXPERIMENTS[name]) for name in ORIGINAL},
     }

@@ -50,7 +50,7 @@ def make_handin(
         output: Folder of the zip.
         checkpoint: Folder whose weights the record "ours" must be of.
         results: Folder of the records.
-        data: Data folder, see `lab7.dataset.resolve_root`.
+        data: Data folder, see `lab7.layouts.find_layout`.
         seed: Of the first picture of each file.
 
     Returns:

@@ -68,7 +68,7 @@ def run_experiments(
 
     Args:
         trials: Names of experiments, or NAME@SEED, in this order.
-        data: Folder of the pictures, see `resolve_root`; its conditions and evaluator are used.
+        data: Folder of the pictures, see `find_layout`; its conditions and evaluator are used.
         output: Folder of the runs.
         results: Folder of the records.
         repetitions: Pictures of each condition at the end of a run.
