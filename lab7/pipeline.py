@@ -235,9 +235,7 @@ def fill_network(unet: ConditionalUNet, weights: Mapping[str, Tensor], source: s
     unet.load_state_dict(weights)
 
 
-def save_pipeline(
-    pipeline: ConditionalDDPMPipeline, path: str | Path, dtype: torch.dtype = torch.float16
-) -> None:
+def save_pipeline(pipeline: ConditionalDDPMPipeline, path: str | Path, half: bool = True) -> None:
     """Save a pipeline in diffusers' layout, the weights in float16 (half the size on disk).
 
     `load_pipeline` and `from_pretrained` take them back to float32; the rounding, a relative
@@ -246,7 +244,7 @@ def save_pipeline(
     Args:
         pipeline: What to save; it is left as it is.
         path: Folder to write; a saved pipeline there is replaced once the new one is complete.
-        dtype: Of the weights; float32 keeps them to the last bit.
+        half: Whether to save in float16; else the weights are kept to the last bit.
 
     Raises:
         UserError: If the folder holds something else.
@@ -254,13 +252,14 @@ def save_pipeline(
     path = Path(path)
     if path.exists() and not (path / "model_index.json").is_file():
         raise UserError(f"{path} is not a saved generator, so it is not replaced by one")
-    unet = ConditionalUNet.from_config(pipeline.unet.config).to(dtype)
+    unet = ConditionalUNet.from_config(pipeline.unet.config)
+    unet = unet.half() if half else unet
     unet.load_state_dict(pipeline.unet.state_dict())
-    saved = ConditionalDDPMPipeline(unet, pipeline.scheduler, **pipeline.settings())
+    copy = ConditionalDDPMPipeline(unet, pipeline.scheduler, **pipeline.settings())
     unfinished = path.with_name(path.name + ".unfinished")
     try:
         with user_files():
-            saved.save_pretrained(unfinished)
+            copy.save_pretrained(unfinished)
             shutil.rmtree(path, ignore_errors=True)
             os.replace(unfinished, path)
     finally:

@@ -4,25 +4,23 @@ Most is read off the shapes of the weights. What they do not tell is given or as
 show whether that was right.
 """
 
-import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import DDPMScheduler
 
 from lab7.dataset import IMAGE_SIZE, named_conditions
 from lab7.diffusion import NOISE, convert_scheduler, set_steps
-from lab7.errors import UserError, unknown, user_files
+from lab7.errors import UserError, unknown
 from lab7.evaluator import Evaluator
-from lab7.files import read_json, require_writable
+from lab7.files import read_json, require_writable, user_path
 from lab7.labels import NUM_LABELS
 from lab7.model import ConditionalUNet
-from lab7.pipeline import ConditionalDDPMPipeline, load_pipeline, save_pipeline
+from lab7.pipeline import ConditionalDDPMPipeline, fill_network, load_pipeline, save_pipeline
 from lab7.sampling import write_samples
+from lab7.weight_files import read_checkpoint
 from workshop.course.options import USUAL, Options
-from workshop.course.student_weights import FIRST, KNOWN, TIME, Weights, find_network, read_file
+from workshop.course.student_weights import FIRST, KNOWN, TIME, Weights, find_network
 
 CHOICES = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
@@ -56,7 +54,7 @@ def adopt(
     Raises:
         UserError: Weights that are not of such a network, or settings that do not fit it.
     """
-    weights, out = weights.expanduser(), out.expanduser()
+    weights, out = user_path(weights), user_path(out)
     if weights.resolve().is_relative_to(out.resolve()):
         raise UserError(f"{out} holds the weights to adopt: choose another --out")
     require_writable(out.parent)
@@ -64,8 +62,7 @@ def adopt(
     unet, noise, told = read_network(weights, key, options)
     sampler = convert_scheduler(noise, scheduler)
     set_steps(sampler, steps)  # before anything is written: is there such a number?
-    with user_files():
-        save_pipeline(ConditionalDDPMPipeline(unet, sampler, steps, guidance), out, torch.float32)
+    save_pipeline(ConditionalDDPMPipeline(unet, sampler, steps, guidance), out, half=False)
     print(told, f"saved {out}", sep="\n")
     drawn = write_samples(load_pipeline(out, device), conditions, out / "test", evaluator=judge)
     print(
@@ -94,7 +91,7 @@ def read_network(
         UserError: It is damaged, could run code, or holds no network of the kinds known.
     """
     file, saved = _read_folder(path) if path.is_dir() else (path, {})
-    place, weights = find_network(read_file(file), file, key)
+    place, weights = find_network(read_checkpoint(file), file, key)
     usual, given = vars(Options()), vars(options)
     given = {name: value for name, value in given.items() if value != usual[name]}
     settings = usual | saved | given
@@ -187,38 +184,32 @@ def _build(
     form: dict[str, Any], weights: Weights, settings: dict[str, Any], place: str
 ) -> ConditionalUNet:
     """Build the network and fill it, or name the first weight or setting that does not fit."""
-    _check(settings, form["block_out_channels"])
+    _check(settings, form["block_out_channels"], weights)
     options = {name: settings[name] for name in UNET_OPTIONS if name in settings}
     given = {name: settings[name] for name in UNET}
     given["unet_options"] = form["unet_options"] | options
-    with warnings.catch_warnings(action="ignore"):  # about layers without size: refused below
-        unet = ConditionalUNet(**form | given)
+    unet = ConditionalUNet(**form | given)
     own = unet.state_dict()
-    for name in [*weights, *own]:
-        if name not in own:
-            raise UserError(f"{place}: {name} has no place in {KNOWN}")
-        if name not in weights:
-            raise UserError(f"{place} lacks {name}: wanted is {KNOWN}")
-        found, wanted = tuple(weights[name].shape), tuple(own[name].shape)
-        if found != wanted:
-            hint = ": another --attention-head-dim?" if "attentions" in name else ""
-            raise UserError(f"{place}: {name} is {found} where such a network has {wanted}{hint}")
-    unet.load_state_dict(weights)
+    surplus = [name for name in weights if name not in own]
+    if surplus:
+        raise UserError(f"{place}: {surplus[0]} has no place in {KNOWN}")
+    fill_network(unet, weights, place)
     return unet.eval()
 
 
-def _check(settings: dict[str, Any], channels: Iterable[int]) -> None:
-    """Raise a UserError for a setting that no network or noise schedule can have."""
+def _check(settings: dict[str, Any], channels: list[int], weights: Weights) -> None:
+    """Raise a UserError for a setting that no network, or not this one, can have."""
     for name, choices in CHOICES.items():
         if settings[name] not in choices:
             raise unknown(name, settings[name], choices)
-    for name, value in settings.items():
-        if name in vars(Options()) and isinstance(value, int | float) and not value > 0:
-            raise UserError(f"{name} {value} must be above 0")
-    groups = settings["norm_num_groups"]
-    for count in channels:
-        if count % groups:
+    for name in vars(Options()):
+        if isinstance(settings[name], int | float) and not settings[name] > 0:
+            raise UserError(f"{name} {settings[name]} must be above 0")
+    attended = [len(weight) for name, weight in weights.items() if name.endswith("to_q.weight")]
+    for name, counts in zip(UNET, (attended, channels), strict=True):
+        wrong = [count for count in counts if settings[name] and count % settings[name]]
+        if wrong:
             raise UserError(
-                f"norm_num_groups {groups} does not divide {count} channels: give those of your "
-                "network as --norm-num-groups"
+                f"{name} {settings[name]} does not divide {wrong[0]} channels: give that of your "
+                f"network as --{name.replace('_', '-')}"
             )

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from lab7.dataset import DATA_DIR, ICLEVRDataset, in_threads
+from lab7.dataset import ICLEVRDataset, in_threads
 from lab7.errors import UserError, user_files
 from lab7.evaluator import WEIGHTS, Evaluator
-from lab7.files import read_json, require_writable
+from lab7.files import read_json, require_writable, user_path
+from lab7.layouts import DATA_DIR
 
 JSON_FILES = ("objects", "train", "test", "new_test")
 README = """\
@@ -38,7 +39,7 @@ def export(folder: Path) -> None:
     Args:
         folder: Folder to write: a new or an empty one. It appears once all of it is written.
     """
-    folder = folder.expanduser().absolute()
+    folder = user_path(folder).absolute()
     require_writable(folder.parent)
     with user_files():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

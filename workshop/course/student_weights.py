@@ -1,19 +1,15 @@
 """The weights of a UNet2DModel in a student's file, whatever is wrapped around them."""
 
 import os
-import pickle
 import re
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from lab7.errors import MissingFileError, UserError, user_files
+from lab7.errors import UserError
 from lab7.labels import NUM_LABELS
 
 Weights = dict[str, Tensor]
@@ -28,40 +24,6 @@ MODULES = ("conv_in", "time_embedding", "down_blocks", "mid_block", "up_blocks")
 MODULES += ("conv_norm_out", "conv_out")
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OLD_NAME = re.compile(rf"(?<=\.)({'|'.join(OLD_NAMES)})(?=\.)")
-NOT_WEIGHTS = {
-    b"version https://git-lfs": "a Git LFS pointer: fetch the file itself with git lfs pull",
-    b"<": "a web page in place of a download: download the file itself",
-    b"": "no file of PyTorch or safetensors: save model.state_dict() with torch.save",
-}
-
-
-def read_file(path: Path) -> Any:
-    """Read a file of PyTorch or safetensors, whatever its name, without running code.
-
-    Raises:
-        MissingFileError: No such file.
-        UserError: It is damaged, something else, or could run code.
-    """
-    if not path.is_file():
-        raise MissingFileError(f"no file {path}")
-    with user_files(), open(path, "rb") as file:
-        start = file.read(100)
-    try:
-        if start[8:9] == b"{":
-            return safetensors.torch.load_file(path)
-        if start.startswith((b"PK", b"\x80")):
-            with warnings.catch_warnings(action="ignore"):  # about a file that is refused anyway
-                return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path} holds more than tensors and could run code, so it is not opened: in your own "
-            "code, torch.save(model.state_dict(), 'weights.pth'), and adopt weights.pth"
-        ) from None
-    except (SafetensorError, RuntimeError, EOFError, LookupError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{path} is damaged, copy or save it again: {reason}") from None
-    kind = next(kind for mark, kind in NOT_WEIGHTS.items() if start.lstrip().startswith(mark))
-    raise UserError(f"{path} is {kind}" if start else f"{path} is empty: copy it again")
 
 
 def find_network(content: Any, path: Path, key: str | None = None) -> tuple[str, Weights]:
@@ -97,12 +59,15 @@ def find_network(content: Any, path: Path, key: str | None = None) -> tuple[str,
             apart[name] = tensor
         elif _kinship(name, chosen) == max(_kinship(name, prefix) for prefix in prefixes):
             rest[name] = tensor
-    if weights[FIRST].shape[1] < NUM_LABELS:
-        size = len(weights[TIME])
-        weights |= _take_condition(rest, size) or _take_condition(apart, size)
+    layer, size = {}, len(weights[TIME])
+    by_layer = weights[FIRST].shape[1] < NUM_LABELS  # not as input channels
+    if by_layer:
+        layer = _take_condition(rest, size) or _take_condition(apart, size)
     for name, tensor in rest.items():
         raise UserError(f"{path}: {name} {tuple(tensor.shape)} has no place in {KNOWN}")
-    return f"{path} {chosen}".rstrip(" ."), weights
+    if by_layer and not layer:
+        raise UserError(f"{path} has no layer that takes {NUM_LABELS} labels: wanted is {KNOWN}")
+    return f"{path} {chosen}".rstrip(" ."), weights | layer
 
 
 def _tensors(content: Any, place: str = "") -> Iterator[tuple[str, str, Tensor]]:
@@ -121,7 +86,7 @@ def _tensors(content: Any, place: str = "") -> Iterator[tuple[str, str, Tensor]]
 def _choose(prefixes: list[str], path: Path, key: str | None) -> str:
     """Choose one of several networks: what the key names, else the one that is an EMA."""
     named = [prefix for prefix in prefixes if key is None or prefix.startswith(f"{key}.")]
-    averaged = [prefix for prefix in named if "ema" in re.split("[._]", prefix)]
+    averaged = [prefix for prefix in named if "ema" in re.split("[._]", prefix.lower())]
     if len(averaged or named) != 1:
         names = ", ".join(prefix.rstrip(".") or "no key" for prefix in prefixes)
         raise UserError(f"{path} holds networks under {names}: choose one with --key")
