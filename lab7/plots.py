@@ -26,7 +26,7 @@ from lab7.files import write_atomically
 from lab7.labels import COLORS, LABELS, SHAPES
 from lab7.records import Record
 
-ORANGE, INK, FAINT = "#D55E00", "#222222", "#8C8C8C"
+BLUE, ORANGE, INK, FAINT = "#0072B2", "#D55E00", "#222222", "#8C8C8C"
 
 _PIXEL = 0.75 / 64  # inches, of a pixel of a picture in a grid
 _GAP, _LINE, _MARGIN = 6, 9, 3  # such pixels: between pictures, a line of a caption, below captions
@@ -74,6 +74,7 @@ class Chart(Figure):
         self.legend(handles, names, loc="outside lower right", ncols=4)
 
 
+@styled
 def make_panels(height: float, count: int = 1, **options) -> tuple[Chart, list[Axes]]:
     """Make a chart with some axes side by side; height in inches, options of `Figure.subplots`."""
     chart = Chart(figsize=(6.6, height), layout="constrained")  # as wide as the report's text
@@ -126,20 +127,21 @@ def denoising_row(images: Any, captions: Sequence[str] | None = None) -> Chart:
     return picture_grid(images, captions, columns=len(images))
 
 
-def split_grid(sheet: Any, padding: int = 2) -> np.ndarray:
+def split_grid(sheet: Any, padding: int = 2, size: int = IMAGE_SIZE) -> np.ndarray:
     """Cut a sheet that torchvision's `make_grid` made back into its pictures.
 
     Args:
         sheet: uint8 (H, W, 3), for instance a PIL image.
         padding: Pixels between the pictures.
+        size: Side of a picture in pixels.
 
     Returns:
-        uint8 (N, 3, 64, 64), row by row.
+        uint8 (N, 3, size, size), row by row.
     """
     pixels = torch.as_tensor(np.array(sheet)[padding:, padding:, :3])
-    pitch = IMAGE_SIZE + padding
-    tiles = pixels.unfold(0, IMAGE_SIZE, pitch).unfold(1, IMAGE_SIZE, pitch)
-    return tiles.reshape(-1, 3, IMAGE_SIZE, IMAGE_SIZE).numpy()
+    pitch = size + padding
+    tiles = pixels.unfold(0, size, pitch).unfold(1, size, pitch)
+    return tiles.reshape(-1, 3, size, size).numpy()
 
 
 @styled
