@@ -121,6 +121,13 @@ def test_outputs_equal_those_of_the_students_class(tmp_path, design, options):
     assert not unet.training
 
 
+@pytest.mark.parametrize("condition", ["embedding", "channels"])
+def test_a_network_of_this_project(tmp_path, condition):
+    network = made(ConditionalUNet, **TINY, condition=condition, patch_size=4)
+    unet = adopted(tmp_path, network.state_dict())
+    assert difference(lambda *given: network(*given).sample, unet) < 1e-5
+
+
 @pytest.mark.parametrize(
     "layer",
     [
@@ -274,7 +281,7 @@ class Deeper(Outside):
         (lambda w: {"epoch": 3}, "what it holds has no place in diffusers'"),
         (
             lambda w: {k: v for k, v in w.items() if "class_embedding" not in k},
-            "has no layer that takes 24 labels: wanted is diffusers' UNet2DModel",
+            "has no layer that takes 24 labels: wanted is diffusers' UNet2DModel, with",
         ),
         (
             lambda w: {k: v for k, v in w.items() if "conv_out.bias" not in k},

@@ -4,6 +4,7 @@ Most is read off the shapes of the weights. What they do not tell is given or as
 show whether that was right.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,12 @@ from lab7.diffusion import NOISE, convert_scheduler, set_steps
 from lab7.errors import UserError, unknown
 from lab7.evaluator import Evaluator
 from lab7.files import read_json, require_writable, user_path
-from lab7.labels import NUM_LABELS
 from lab7.model import ConditionalUNet
 from lab7.pipeline import ConditionalDDPMPipeline, fill_network, load_pipeline, save_pipeline
 from lab7.sampling import write_samples
 from lab7.weight_files import read_checkpoint
 from workshop.course.options import USUAL, Options
-from workshop.course.student_weights import FIRST, KNOWN, TIME, Weights, find_network
+from workshop.course.student_weights import KNOWN, LAST, TIME, Weights, find_network, has_channels
 
 CHOICES = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
@@ -155,7 +155,8 @@ def _read_form(weights: Weights, place: str) -> dict[str, Any]:
         "down_block_types": down,
         "up_block_types": up,
         "resnet_time_scale_shift": "scale_shift" if shift == 2 * channels[0] else "default",
-        "condition": "channels" if weights[FIRST].shape[1] > NUM_LABELS else "embedding",
+        "condition": "channels" if has_channels(weights) else "embedding",
+        "patch_size": max(1, math.isqrt(len(weights[LAST]) // 3)),  # of a pixel_unshuffle
         "unet_options": options,
     }
 

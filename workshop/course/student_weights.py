@@ -18,7 +18,8 @@ KNOWN = (
     "diffusers' UNet2DModel, with the condition through one linear layer to the time embedding or "
     f"as {NUM_LABELS} more input channels"
 )
-FIRST, TIME = "conv_in.weight", "time_embedding.linear_1.weight"  # every such network has them
+# Every such network has them.
+FIRST, TIME, LAST = "conv_in.weight", "time_embedding.linear_1.weight", "conv_out.weight"
 # The modules of UNet2DModel that have weights, its class embedding aside.
 MODULES = ("conv_in", "time_embedding", "down_blocks", "mid_block", "up_blocks")
 MODULES += ("conv_norm_out", "conv_out")
@@ -45,7 +46,7 @@ def find_network(content: Any, path: Path, key: str | None = None) -> tuple[str,
     for place, name, tensor in _tensors(content):
         tensors[place + name], home[place + name] = tensor, place
     prefixes = [name.removesuffix(FIRST) for name in tensors if name.endswith(FIRST)]
-    prefixes = [prefix for prefix in prefixes if prefix + TIME in tensors]
+    prefixes = [start for start in prefixes if {start + TIME, start + LAST} <= tensors.keys()]
     if not prefixes:
         raise UserError(f"{path}: {next(iter(tensors), 'what it holds')} has no place in {KNOWN}")
     chosen = _choose(prefixes, path, key)
@@ -60,14 +61,19 @@ def find_network(content: Any, path: Path, key: str | None = None) -> tuple[str,
         elif _kinship(name, chosen) == max(_kinship(name, prefix) for prefix in prefixes):
             rest[name] = tensor
     layer, size = {}, len(weights[TIME])
-    by_layer = weights[FIRST].shape[1] < NUM_LABELS  # not as input channels
-    if by_layer:
+    if not has_channels(weights):
         layer = _take_condition(rest, size) or _take_condition(apart, size)
-    for name, tensor in rest.items():
+    if rest:
+        name, tensor = next(iter(rest.items()))
         raise UserError(f"{path}: {name} {tuple(tensor.shape)} has no place in {KNOWN}")
-    if by_layer and not layer:
+    if not layer and not has_channels(weights):
         raise UserError(f"{path} has no layer that takes {NUM_LABELS} labels: wanted is {KNOWN}")
     return f"{path} {chosen}".rstrip(" ."), weights | layer
+
+
+def has_channels(weights: Weights) -> bool:
+    """Return whether a network takes the condition as more input channels."""
+    return weights[FIRST].shape[1] == len(weights[LAST]) + NUM_LABELS
 
 
 def _tensors(content: Any, place: str = "") -> Iterator[tuple[str, str, Tensor]]:
