@@ -25,9 +25,10 @@ NOTEBOOKS = Path(__file__).resolve().parent
 ROOT = NOTEBOOKS.parent
 DATA = ("data/*.json", "data/pictures.zip")
 GENERATOR = ("data/weights/generator/**/*", "report/results/ours/*")
+EVALUATOR = "data/weights/evaluator.safetensors"
 READS = {  # the files each notebook reads, as patterns
-    "01_data_exploration": (*DATA, "data/weights/evaluator.safetensors"),
-    "02_training": (*DATA, *GENERATOR),
+    "01_data_exploration": (*DATA, EVALUATOR, *GENERATOR),
+    "02_training": (*DATA, EVALUATOR, *GENERATOR),
     "03_sampling": ("data/*.json", "data/weights/*", *GENERATOR, "report/results/sweep/*"),
     "04_ablations": (*GENERATOR, "report/results/**/*.json"),
     "05_judges": (
