@@ -96,7 +96,7 @@ def load_latest(folder: str | Path, device: str | torch.device = "cpu") -> dict[
                 return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
             except pickle.UnpicklingError as error:
                 problem = str(error).split("\n")[0]
-        warnings.warn(f"passing over the training state {path}: {problem}", stacklevel=2)
+        warnings.warn(f"passing over the training state {path}: {problem}", stacklevel=3)
     if paths:
         raise UserError(f"every training state in {folder} is damaged: remove them to start anew")
     return None

@@ -93,7 +93,7 @@ def load_scheduler(folder: Path, class_name: str) -> diffusers.SchedulerMixin:
     """
     if class_name not in CLASSES:
         raise unknown("scheduler", class_name, CLASSES)
-    return CLASSES[class_name].from_config(read_json(folder / "scheduler_config.json"))
+    return CLASSES[class_name].from_config(dict(read_json(folder / "scheduler_config.json")))
 
 
 def set_steps(scheduler: diffusers.SchedulerMixin, num_inference_steps: int) -> None:

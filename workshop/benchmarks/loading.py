@@ -17,10 +17,10 @@ import torch
 import tyro
 from torch import Tensor
 
+from lab7.batches import Batches
 from lab7.dataset import DATA_DIR, ICLEVRDataset, to_float
 from lab7.experiments import TrainConfig
 from lab7.records import describe_machine
-from lab7.training import Batches
 from workshop.benchmarks.png_files import PNGFolder, write_pngs
 
 WORKERS = (0, 2)
