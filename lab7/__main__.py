@@ -174,7 +174,7 @@ def evaluate(
 
     Args:
         checkpoint: Saved pipeline; by default the one that comes with the project.
-        images: Folder of 0.png … to score instead of a generator.
+        images: Folder of 0.png …, or folder or zip of a hand-in, to score instead of a generator.
         conditions: What the pictures should show: a condition file, which is scored as file-NAME,
             or test, new_test, valid, unseen, four_five; by default test and new_test.
         repetitions: Pictures of each condition.
@@ -190,17 +190,18 @@ def evaluate(
         device: cuda, mps or cpu; by default the best there is.
     """
     from lab7.auditor import Auditor
-    from lab7.dataset import CONDITION_FILES, SCORED, ICLEVRDataset, load_images
+    from lab7.dataset import CONDITION_FILES, SCORED, ICLEVRDataset
     from lab7.evaluator import Evaluator
     from lab7.fidelity import RealPictures
     from lab7.files import require_writable
+    from lab7.handed_in import read_handed_in
+    from lab7.layouts import find_layout
     from lab7.pipeline import load_pipeline
     from lab7.recording import record_generator, require_same_pictures
     from lab7.scoring import draw_and_judge, judge_pictures, score_table
 
+    data = find_layout(data)
     judge, auditor = Evaluator.load(evaluator, device, data), Auditor.load(device=device)
-    if images is not None and conditions is None:
-        raise UserError("--images needs --conditions: what the pictures should show")
     if images is not None and record is not None:
         raise UserError("--record is for a generator: leave it out with --images")
     if record is not None:
@@ -208,11 +209,20 @@ def evaluate(
         require_same_pictures(checkpoint, data)
     names = [conditions] if conditions else CONDITION_FILES if record else SCORED
     sets = {_set_name(name): _conditions(name, data) for name in names}
-    real = RealPictures(auditor, ICLEVRDataset(data))
     if images is not None:
-        ((name, wanted),) = sets.items()
-        pictures = load_images(images, len(wanted))
-        scored = {name: (judge_pictures(pictures, wanted, judge, auditor, real), pictures)}
+        handed_in = read_handed_in(images, {name: len(wanted) for name, wanted in sets.items()})
+    real = RealPictures(auditor, ICLEVRDataset(data)) if data.pictures else None
+    if data.course:
+        print(data.summary)
+    if real is None:
+        print("distances to the training pictures are left out, as there are none")
+    if images is not None:
+        for name, (_, notes) in handed_in.items():
+            print(*(f"{name}: {note}" for note in notes), sep="\n", end="\n" if notes else "")
+        scored = {
+            name: (judge_pictures(pictures, sets[name], judge, auditor, real), pictures)
+            for name, (pictures, _) in handed_in.items()
+        }
     else:
         pipeline = load_pipeline(checkpoint, device, scheduler)
         settings = {"num_inference_steps": steps, "guidance_scale": guidance}

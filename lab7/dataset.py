@@ -26,6 +26,7 @@ from lab7.errors import UserError, unknown, user_files
 from lab7.files import read_json
 from lab7.labels import LABELS, encode, load_conditions, load_objects, parse_labels
 from lab7.layouts import DATA_DIR, Root, find_layout
+from lab7.weight_files import explain_file
 
 IMAGE_SIZE = 64  # pixels a side
 STEPS = 3  # pictures of a scene: with one, two and three objects
@@ -49,6 +50,16 @@ def to_float(images: torch.Tensor) -> torch.Tensor:
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
     """Map float pictures in [-1, 1] to uint8 0 … 255, rounding and clipping what lies outside."""
     return ((images.to(torch.float32) + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def squeeze(image: Image.Image) -> np.ndarray:
+    """Return a picture of any size as (3, 64, 64) uint8, the way the course's pipeline does.
+
+    That is what torchvision's Resize((64, 64)) does to a PIL image: bilinear, antialiased. Alpha is
+    dropped.
+    """
+    small = image.convert("RGB").resize((IMAGE_SIZE,) * 2, Image.Resampling.BILINEAR)
+    return np.asarray(small).transpose(2, 0, 1)
 
 
 def data_hash(images: torch.Tensor, conditions: torch.Tensor) -> str:
@@ -241,26 +252,25 @@ def _decode_folder(folder: Path, names: Sequence[str]) -> np.ndarray:
     images = np.empty((len(names), *PICTURE_SHAPE), np.uint8)
     paths = [folder / name for name in names]
     for row, picture in enumerate(in_threads(_read_png, paths, "reading pictures", anywhere=True)):
-        images[row] = picture.transpose(2, 0, 1)
+        images[row] = picture
     return images
 
 
 def _read_png(path: Path) -> np.ndarray:
-    """Read one picture as the course's pipeline does: drop alpha, squeeze to 64×64."""
+    """Read one picture of the course into (3, 64, 64) uint8, see `squeeze`."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             size, mode = image.size, image.mode
             allowed = size in (_COURSE_SIZE, (IMAGE_SIZE,) * 2) and mode in ("RGB", "RGBA")
-            if allowed:
-                # What torchvision's Resize((64, 64)) does to a PIL image: bilinear, antialiased.
-                small = image.convert("RGB").resize((IMAGE_SIZE,) * 2, Image.Resampling.BILINEAR)
+            picture = squeeze(image) if allowed else None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no complete PNG picture: {error}") from None
+        what = explain_file(path) or f"is no complete PNG picture: {error}"
+        raise UserError(f"{path} {what}") from None
     if not allowed:
         raise UserError(
             f"{path} is {size[0]}×{size[1]} {mode}: pictures are 320×240 or 64×64, RGB or RGBA"
         )
-    return np.asarray(small)
+    return picture
 
 
 def _open_pack(path: Path) -> zipfile.ZipFile:

@@ -123,8 +123,8 @@ def _find_labels(root: Path) -> Path:
     labels = only(_nearest(root, holds), "JSON files of the course", "--data or LAB7_DATA")
     if labels is None:
         raise UserError(
-            f"{root} is no i-CLEVR folder: {', '.join(_JSON_FILES)}, which come in file.zip, are "
-            "neither in it, two levels below nor beside it; name the folder that holds them"
+            f"{root} is no i-CLEVR folder: {', '.join(_JSON_FILES)} are neither in it, two levels "
+            "below nor beside it; name the folder to which file.zip and iclevr.zip are unpacked"
         )
     return labels
 

@@ -16,8 +16,9 @@ from conftest import SCENES, write_course
 from PIL import Image
 
 from lab7.__main__ import ROOT, _show_failures, main
-from lab7.dataset import CONDITION_FILES, DATA_DIR, load_images
+from lab7.dataset import CONDITION_FILES, DATA_DIR
 from lab7.evaluator import Evaluator, build_network
+from lab7.handed_in import read_handed_in
 from lab7.labels import encode, load_conditions
 from lab7.records import read_record
 from lab7.scoring import Verdicts
@@ -167,7 +168,8 @@ def test_the_courses_folder_serves_every_command(run, course_root, tmp_path, mon
         "evaluate", "--images", out, "--conditions", "test", "--failures", tmp_path / "failures"
     )
     wanted = Evaluator(network).eval(
-        load_images(out), encode(load_conditions(course_root / "test.json"))
+        read_handed_in(out, {"test": 2})["test"][0],
+        encode(load_conditions(course_root / "test.json")),
     )
     assert code == 0 and f"{wanted:.4f}" in printed, "judged by checkpoint.pth"
 
@@ -315,8 +317,6 @@ def test_missing_and_broken_pictures_are_named(run, weights, tmp_path):
     assert_fails(run(*given), "1.png")
     picture.resize((50, 50)).save(folder / "1.png")
     assert_fails(run(*given), "1.png", "50")
-    picture.convert("L").save(folder / "1.png")
-    assert_fails(run(*given), "1.png", "L")
 
 
 class Bomb:
@@ -413,8 +413,8 @@ def test_settings_that_make_no_sense_are_named(run, tiny, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_labels_and_conditions_exclude_each_other(run, tiny):
+def test_labels_and_conditions_exclude_each_other(run, tiny, tmp_path):
     assert_fails(run("sample", *tiny), "--conditions")
     both = ["sample", "red cube", "--conditions", DATA_DIR / "test.json", *tiny]
     assert_fails(run(*both), "--conditions")
-    assert_fails(run("evaluate", "--images", "x", *tiny[2:]), "--conditions")
+    assert_fails(run("evaluate", "--images", tmp_path, *tiny[2:]), "--conditions")
