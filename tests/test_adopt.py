@@ -381,8 +381,8 @@ def test_adopt_writes_nothing_where_something_is_wrong(mine, tmp_path):
     _, root = mine
     before = sorted(tmp_path.rglob("*"))
     for options in (
-        {"options": Options()},
-        {"steps": 2000},
+        {"options": Options(), "out": tmp_path / "new" / "mine"},
+        {"steps": 2000, "out": tmp_path / "new" / "mine"},
         {"scheduler": "dpm"},
         {"out": tmp_path},
         {"out": tmp_path / "mine.pth"},
