@@ -218,17 +218,20 @@ def report(
 
     Args:
         output: Folder for report.pdf, report.html and their figures. With the project's own
-            folder, report, the README's table is renewed too.
+            folder, report, the README's table and picture are renewed too.
         data: Folder of the pictures that the records are of; by default the embedded set, or
             $LAB7_DATA for records of the course's pictures.
     """
     from lab7.records import read_records
     from report.build import build, write_readme
+    from report.figures import draw_examples
 
     for path in build(output, results, data):
         print(f"saved {path}")
     if output.resolve() == ROOT / "report":
-        write_readme(read_records(results), ROOT / "README.md")
+        records = read_records(results)
+        write_readme(records, ROOT / "README.md")
+        draw_examples(records, results).save(ROOT / "docs" / "pictures.png")
 
 
 def handin(
