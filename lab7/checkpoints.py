@@ -1,4 +1,4 @@
-"""The folder of a training run: its states, its lock, what the run is, and stopping in time."""
+"""The folder of a training run: its checkpoints (training states), lock, description and log."""
 
 import contextlib
 import hashlib
@@ -24,7 +24,7 @@ from lab7.experiments import TrainConfig
 from lab7.files import read_json, require_writable, write_atomically
 from lab7.records import environment
 
-# What may differ between a run and its resumption: none of it changes the course of training.
+# Settings that may change when a run is resumed: they do not change its weights.
 _SAVING = ("log_every", "save_every", "sample_every", "tensorboard")
 FREE_FIELDS = ("compile", *_SAVING, "scheduler", "num_inference_steps", "guidance_scale")
 LENGTH_FIELDS = {"num_steps", "budget_seconds"}  # that may grow once a run is finished
@@ -108,21 +108,23 @@ def _list_states(folder: Path) -> list[Path]:
 
 
 def _drop_old(newest: Path, keep: int) -> None:
-    """Keep the newest state and those just before it; what is beyond it was abandoned."""
+    """Drop all states but the newest and those just before it; later ones were abandoned."""
     states = _list_states(newest.parent)
     earlier = [path for path in states if path.name[:13] < newest.name[:13]]
-    for path in {*states} - {*[*earlier, newest][-keep:]}:
-        path.unlink()
+    kept = [*earlier, newest][-keep:]
+    for path in states:
+        if path not in kept:
+            path.unlink()
     for unfinished in newest.parent.glob(".step-*"):
         unfinished.unlink()  # by a process that was killed
 
 
 @contextlib.contextmanager
 def in_use(folder: Path) -> Iterator[None]:
-    """Keep other trainings out of a folder meanwhile; of several processes the first does.
+    """Lock the folder of a run against other trainings; of several processes the first does.
 
     Raises:
-        UserError: Another training is in it already, or it cannot be written.
+        UserError: Another training has it, or it cannot be written.
     """
     if int(os.environ.get("RANK", 0)) > 0:
         yield
@@ -144,10 +146,10 @@ def in_use(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def postponed_interrupts() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl+C, a notebook's Stop and SIGTERM wait for a good moment; a second one does not.
+    """Postpone Ctrl+C, a notebook's Stop and SIGTERM until all is saved; not a second one.
 
     Yields:
-        A function that tells whether there was one; whoever asks must then stop.
+        A function that tells whether there was one; its caller must then save and stop.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False  # only the main thread gets signals
@@ -175,15 +177,15 @@ def open_folder(
     state: dict[str, Any] | None,
     resume: bool,
 ) -> None:
-    """Note in the folder of a run what the run is; without `resume`, empty it first.
+    """Write config.json and environment.json of a run; without `resume`, empty its folder first.
 
-    environment.json says where the run was started and, under "resumed", where it went on with
-    another machine, commit or packages.
+    environment.json describes where the run was started and, under "resumed", each place where it
+    went on with another machine, commit or packages.
 
     Args:
         folder: Of the run.
         config: Of this run.
-        facts: What else may not change while a run lasts: its pictures, its precision.
+        facts: What else must stay the same: its pictures, its precision.
         state: The latest in the folder, if there is one.
         resume: Whether the run may go on from it.
 
@@ -207,7 +209,7 @@ def open_folder(
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
-    """Return where and with what a run was started; {} where none was."""
+    """Return the environment in which a run was started; {} where there is no run."""
     path = folder / "environment.json"
     return read_json(path) if path.exists() else {}
 
@@ -235,14 +237,14 @@ def _require_same_run(
 
 
 def _trim_log(path: Path, step: int) -> None:
-    """Drop the rows beyond the state that a run goes on from: it will write them again."""
+    """Drop the rows after the state that a run resumes from: it will write them again."""
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         write_atomically(path, "".join(line for line in lines if _step(line) <= step))
 
 
 def _step(line: str) -> float:
-    """Return the step of a row of the log; a row that a full disk cut short is beyond all."""
+    """Return the step of a row of the log; infinity for a row that a full disk cut short."""
     try:
         return json.loads(line)["step"]
     except json.JSONDecodeError:

@@ -1,4 +1,4 @@
-"""Where and how to compute: the device, bfloat16, torch.compile."""
+"""Device, precision and torch.compile of a training, and an estimate of its time."""
 
 import ctypes
 import functools
@@ -29,9 +29,10 @@ PRECISIONS_BY_DEVICE = {"cpu": ("auto", "float32", "bfloat16"), "mps": ("auto", 
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """Return the device that is named, or without a name the best there is: a GPU if there is one.
+    """Return the named device; without a name the best there is, a GPU before the CPU.
 
-    A GPU that the installed PyTorch has no code for is not used: one line says so, once.
+    Instead of a GPU that the installed PyTorch has no code for it returns the CPU, and logs that
+    once, in one line.
 
     Args:
         device: For instance "cuda", "cuda:1", "mps" or "cpu".
@@ -52,10 +53,10 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
 
 @functools.cache
 def _has_code(gpu: int) -> bool:
-    """Tell whether the installed PyTorch has code for a GPU, and log it if not.
+    """Tell whether the installed PyTorch has code for a GPU; if not, log it.
 
-    Machine code sm_XY runs on the capabilities X.Y and up with the same X; PTX code, compute_XY, is
-    compiled for all from X.Y up (CUDA C++ programming guide, “application compatibility”).
+    Binary code, sm_XY, runs on compute capabilities X.Y and above with the same X; PTX code,
+    compute_XY, is compiled for any from X.Y up (CUDA C++ Programming Guide).
     """
     built = torch.cuda.get_arch_list()
     with warnings.catch_warnings(action="ignore"):  # PyTorch's own fill a screen
@@ -64,16 +65,16 @@ def _has_code(gpu: int) -> bool:
     for kind, x, y in codes:
         if (int(x), int(y)) <= (major, minor) and (kind == "compute" or int(x) == major):
             return True
-    if codes:  # none are listed for AMD's
+    if codes:  # AMD's GPUs have none
         logging.getLogger(__name__).warning(
-            f"{torch.cuda.get_device_name(gpu)} has compute capability {major}.{minor}, the "
-            f"installed PyTorch has code for {', '.join(built)}: computing on the processor"
+            f"this PyTorch has no code for {torch.cuda.get_device_name(gpu)} (compute capability "
+            f"{major}.{minor}; it has {', '.join(built)}): using the CPU"
         )
     return not codes
 
 
 def prepare_device(device: torch.device) -> torch.device:
-    """Get a device ready for training; of several processes on GPUs each gets its own."""
+    """Prepare a device for training; with several processes on GPUs each gets its own."""
     if device.type == "cpu":
         keep_freed_memory()
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
@@ -81,10 +82,10 @@ def prepare_device(device: torch.device) -> torch.device:
 
 
 def bfloat16_is_faster(device: torch.device, work: Callable[[], Any]) -> bool:
-    """Tell whether some work should run under bfloat16 autocast.
+    """Tell whether some work is faster under bfloat16 autocast.
 
-    A GPU that has bfloat16 is faster with it. A processor may have instructions for it or may
-    emulate it at a fraction of the speed, so there the work is timed both ways.
+    A GPU with bfloat16 is. A CPU may have instructions for it, or emulate it at a fraction of the
+    speed, so there the work is timed both ways.
 
     Args:
         device: Where the work runs.
@@ -96,7 +97,7 @@ def bfloat16_is_faster(device: torch.device, work: Callable[[], Any]) -> bool:
 
 
 def _seconds(device: torch.device, work: Callable[[], Any], bfloat16: bool) -> float:
-    """Time some work, with or without autocast: the fastest of three, if they are over soon."""
+    """Time some work with or without autocast: the fastest of three runs, or of fewer long ones."""
     times = []
     while len(times) < 3 and sum(times) < 3:
         started = time.perf_counter()
@@ -107,9 +108,9 @@ def _seconds(device: torch.device, work: Callable[[], Any], bfloat16: bool) -> f
 
 
 def estimate_seconds(config: TrainConfig, device: torch.device) -> float:
-    """Estimate how long a training takes on a device that does nothing else, from a few pictures.
+    """Estimate from a few pictures how long a training takes on an otherwise idle device.
 
-    Muon, the average and the samples come on top: about a tenth.
+    The optimizer, the average and the samples are not included: about a tenth more.
     """
     unet = ConditionalUNet(**config.unet).to(device)
     bfloat16 = choose_precision(config, unet) != "float32"
@@ -118,7 +119,7 @@ def estimate_seconds(config: TrainConfig, device: torch.device) -> float:
 
 
 def _train_a_little(unet: ConditionalUNet) -> None:
-    """Do a forward and a backward pass of a few black pictures, and wait for them."""
+    """Run a forward and a backward pass of a few pictures, and wait for the device."""
     xt = torch.zeros(_FEW_PICTURES, 3, IMAGE_SIZE, IMAGE_SIZE, device=unet.device)
     cond = torch.zeros(_FEW_PICTURES, NUM_LABELS, device=unet.device)
     loss = unet(xt, 0, cond).sample.mean()
@@ -128,15 +129,15 @@ def _train_a_little(unet: ConditionalUNet) -> None:
 
 
 def choose_precision(config: TrainConfig, unet: ConditionalUNet, before: str | None = None) -> str:
-    """Return what to train a network in where it is: "float32", "bfloat16" or "float16".
+    """Return the precision to train a network in: "float32", "bfloat16" or "float16".
 
     Args:
         config: The run.
-        unet: Its network, where it shall be trained.
+        unet: Its network, on the device of the training.
         before: What "auto" meant when the run was started; None: it starts now.
 
     Raises:
-        UserError: The device does not have what the configuration asks for.
+        UserError: The device does not have the precision that the configuration asks for.
     """
     allowed = PRECISIONS_BY_DEVICE.get(unet.device.type, CHOICES["precision"])
     if config.precision not in allowed:
@@ -164,13 +165,13 @@ def has_compiler() -> bool:
 def build_accelerator(
     config: TrainConfig, device: torch.device, folder: Path, precision: str
 ) -> Accelerator:
-    """Make what computes a training: precision, torch.compile, processes, TensorBoard.
+    """Make the Accelerator of a training: precision, torch.compile, processes, TensorBoard.
 
     Args:
         config: The run.
-        device: Where it trains.
+        device: Of the training.
         folder: Of the run.
-        precision: What it is computed in, see `choose_precision`.
+        precision: See `choose_precision`.
     """
     compiled = should_compile(config, device) and has_compiler()
     if config.compile and not compiled:
@@ -181,16 +182,17 @@ def build_accelerator(
         mixed_precision={"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[precision],
         dynamo_backend="inductor" if compiled else "no",
         cpu=device.type == "cpu",
+        device_placement=False,  # it would move a network on cuda:1 to cuda:0
         log_with="tensorboard" if config.tensorboard and is_tensorboard_available() else None,
         project_dir=folder,
     )
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory of freed tensors for its next ones; glibc only.
+    """Let this process reuse the memory of freed tensors; glibc only.
 
-    glibc gives large blocks back to the system at once, which then has to clear every page anew: a
-    third of a training step of a large network on a processor. See mallopt(3).
+    glibc returns large blocks to the system at once, which then has to clear every page again: a
+    third of a training step of a large network on a CPU. See mallopt(3).
 
     Returns:
         Whether it could be done.

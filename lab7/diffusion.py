@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from lab7.errors import UserError, unknown
 from lab7.files import read_json
 
-# What of a scheduler's settings is the noise schedule; the others are the sampler's.
+# The settings of a scheduler that are its noise schedule; the others are the sampler's.
 _BETAS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
 NOISE = ("num_train_timesteps", "prediction_type", *_BETAS)
 # For DPM-Solver the cosine schedule's end (log-SNR below -5.1, where beta was clipped) is left out,
@@ -37,13 +37,13 @@ CLASSES = {cls.__name__: cls for cls, _ in SAMPLERS.values()} | {"DDIMScheduler"
 
 
 def convert_scheduler(scheduler: diffusers.SchedulerMixin, name: str) -> diffusers.SchedulerMixin:
-    """Make the sampler of a name for the noise schedule of a given scheduler.
+    """Make the named sampler, with the noise schedule of a given scheduler.
 
-    Of the given one nothing but the noise schedule is taken over, so that a sampler of a name is
-    the same wherever it comes from. None of them clips x0: the pipeline does.
+    Nothing but the noise schedule is taken from the given scheduler, so a name always means the
+    same sampler. No sampler clips x0: the pipeline does.
 
     Args:
-        scheduler: Any scheduler of the noise schedule.
+        scheduler: Any scheduler with the noise schedule.
         name: Case and an ending "Scheduler" do not matter. One of
             "ddpm": ancestral sampling (Ho et al. 2020, eq. 7), with fresh noise at each step;
             "ddim": without noise (J. Song et al. 2021, eq. 12 with σ = 0). It is DPM-Solver++ of
@@ -170,7 +170,7 @@ def diffusion_loss(
 def predict_x0(
     scheduler: diffusers.SchedulerMixin, prediction: Tensor, t: int, xt: Tensor
 ) -> Tensor:
-    """Compute the x0 that a network's prediction at t stands for.
+    """Compute x0 from a network's prediction at t.
 
     Args:
         scheduler: Gives alphas_cumprod and the type of the prediction.
@@ -179,8 +179,8 @@ def predict_x0(
         xt: Noisy pictures of variance 1 as the network saw them (B, 3, H, W).
 
     Returns:
-        x0 (B, 3, H, W), not clipped: for epsilon from eq. 4 of Ho et al. 2020, for v from
-        appendix D of Salimans & Ho 2022.
+        x0 (B, 3, H, W), not clipped; for epsilon by eq. 4 of Ho et al. 2020, for v by appendix D
+        of Salimans & Ho 2022.
     """
     alpha, sigma = _alpha_sigma(scheduler, t)
     kind = scheduler.config.prediction_type
@@ -192,7 +192,7 @@ def predict_x0(
 
 
 def prediction_of(scheduler: diffusers.SchedulerMixin, x0: Tensor, t: int, xt: Tensor) -> Tensor:
-    """Compute the prediction at t that stands for x0: the inverse of `predict_x0`."""
+    """Compute the prediction at t from x0: the inverse of `predict_x0`."""
     alpha, sigma = _alpha_sigma(scheduler, t)
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
@@ -203,7 +203,7 @@ def prediction_of(scheduler: diffusers.SchedulerMixin, x0: Tensor, t: int, xt: T
 
 
 def _alpha_sigma(scheduler: diffusers.SchedulerMixin, t: int) -> tuple[float, float]:
-    """Return what x0 and the noise are multiplied by at t: √ᾱ and √(1 - ᾱ)."""
+    """Return the factors of x0 and of the noise at t: √ᾱ and √(1 - ᾱ)."""
     alpha_bar = float(scheduler.alphas_cumprod[t])
     return alpha_bar**0.5, (1 - alpha_bar) ** 0.5
 

@@ -1,4 +1,4 @@
-"""Configurations of training: the five of the original report, their small twins, and ours."""
+"""Training configurations: the five of the original report, their small twins, and ours."""
 
 import json
 import math
@@ -18,7 +18,7 @@ _POSITIVE_OR_NONE = ("budget_seconds", "sample_every")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides what a training run does.
+    """The settings of a training run.
 
     Attributes:
         unet: Arguments of `ConditionalUNet`.
@@ -166,7 +166,7 @@ _ORIGINAL = TrainConfig(  # the original report's; what is not named is a defaul
 )
 
 # What two cores can train in an hour or two: the same six levels, behind patches of 2 and a quarter
-# as wide. A short training needs a faster optimizer, and an average in the place of a long decay.
+# as wide. A short training needs a faster optimizer, and an average instead of a long decay.
 # They predict x0: with epsilon so short a training leaves them near chance, as two of them show.
 _TWIN = replace(
     _ORIGINAL,

@@ -1,4 +1,4 @@
-"""Muon: an optimizer that gives every direction of a layer's update the same length."""
+"""Muon, an optimizer that orthogonalizes the update of each layer."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -12,12 +12,12 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients: steep at 0, near 
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is made orthogonal (Jordan et al. 2024, “Muon”).
+    """Momentum with orthogonalized updates (Jordan et al. 2024, “Muon”).
 
-    A gradient is mostly a few strong directions, and with them alone a layer learns little else.
-    Muon replaces the update U S V^T of a layer by U V^T, in which all directions count the same.
-    It is scaled by 0.2 √max(m, n) to the size of AdamW's updates (Liu et al. 2025, “Muon is
-    scalable for LLM training”, eq. 4), so that AdamW's learning rates fit.
+    The gradient of a layer is dominated by a few directions. Muon replaces the update U S V^T by
+    U V^T, in which all directions count the same. It is scaled by 0.2 √max(m, n) to the size of
+    AdamW's updates (Liu et al. 2025, “Muon is scalable for LLM training”, eq. 4), so that AdamW's
+    learning rates fit.
 
     PyTorch's own `torch.optim.Muon` refuses convolutions; here their kernels (out, in, h, w) count
     as matrices (out, in·h·w). Layers of one shape are done together.
@@ -58,7 +58,7 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_add_(weights, updates, alpha=-group["lr"] * size)
 
     def _look_ahead(self, weights: list[Tensor], momentum: float) -> Tensor:
-        """Take the gradients of weights of one shape into their averages, and mix the two."""
+        """Update the averages of the gradients of weights of one shape; return both mixed."""
         for weight in weights:
             if "momentum" not in self.state[weight]:
                 self.state[weight]["momentum"] = torch.zeros_like(weight)

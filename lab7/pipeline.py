@@ -177,8 +177,8 @@ def load_pipeline(
 ) -> ConditionalDDPMPipeline:
     """Load a saved pipeline, by default the one that comes with the repository.
 
-    The parts are put together here, rather than by `from_pretrained`, so that nothing but the two
-    expected classes is ever imported for the sake of a file.
+    The parts are put together here, not by `from_pretrained`, so that a file cannot name code to
+    import.
 
     Args:
         path: Folder that `save_pretrained` wrote.

@@ -1,4 +1,4 @@
-"""Training of a ConditionalUNet: one loop that can be stopped at any step and goes on as if not."""
+"""Training of a ConditionalUNet: one loop, which can be stopped at any step and resumed exactly."""
 
 import dataclasses
 import math
@@ -28,12 +28,12 @@ from lab7.pipeline import ConditionalDDPMPipeline, fill_network, load_pipeline, 
 from lab7.records import append_log
 from lab7.sampling import to_grid
 
-SAMPLED = (  # what the rows of samples show
+SAMPLED = (  # conditions of the samples that a training draws
     ("red sphere",), ("gray cube",), ("green cube", "brown cylinder"),
     ("blue cube", "blue cylinder"), ("yellow sphere", "purple cylinder", "cyan cube"),
     ("red cube", "gray sphere", "green cylinder"), ("red sphere", "cyan cylinder", "cyan cube"),
 )  # fmt: skip
-NOISE_LEVELS = 10  # equal parts of the time steps, for which the loss is logged apart
+NOISE_LEVELS = 10  # equal parts of the time steps; the loss of each is logged
 Callback = Callable[[dict[str, Any]], Any] | None
 
 
@@ -114,13 +114,13 @@ def _loop(run: "Run", deadline: float, callback: Callback, interrupted: Callable
 
 
 class Run:
-    """What a training run consists of, and what is done with it beside the loop.
+    """A training run: its network, average, optimizers and batches, and what the loop does to them.
 
     Args:
         config: What to do.
         dataset: The pictures; held on the device as uint8.
-        device: Where to train; with several processes each has its own of this kind.
-        folder: Where logs and states go.
+        device: Of the training; with several processes each has its own of this kind.
+        folder: For states, logs and samples.
         resume: Whether to go on from the latest state in the folder, in its precision.
 
     Raises:
@@ -179,9 +179,9 @@ class Run:
         return broadcast_object_list([self.seconds])[0] if self.config.budget_seconds else 0.0
 
     def open(self, progress: bool) -> tqdm:
-        """Note in the folder what the run is, go on from its latest state, save, and show a bar.
+        """Describe the run in its folder, resume from its latest state, save, and show a bar.
 
-        Saving first shows at once whether the place can be written, and how long that takes.
+        Saving first shows at once whether the folder can be written, and how long that takes.
         """
         facts = {
             "course_pictures": getattr(self.dataset, "course", False),
@@ -209,7 +209,7 @@ class Run:
         return self._bar
 
     def step_optimizers(self, lr: float) -> None:
-        """Change the weights by their gradients; nothing in it waits for a GPU."""
+        """Update the weights; nothing here waits for a GPU."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -217,16 +217,16 @@ class Run:
             optimizer.zero_grad()
 
     def count(self, t: Tensor, losses: Tensor) -> None:
-        """Count a step, and keep its losses (B,) by level of noise."""
+        """Count a step, and add its losses (B,) to those of their noise level."""
         level = t * NOISE_LEVELS // self.scheduler.config.num_train_timesteps
-        # Not bincount, which on a GPU waits for all that is queued.
+        # Not bincount, which on a GPU waits for everything that is queued.
         self._losses.index_add_(1, level, torch.stack([losses, torch.ones_like(losses)]))
         self.step += 1
         self._bar.update(self.config.batch_size)
 
     @user_files()
     def log(self) -> dict[str, Any]:
-        """Write a row of the log: means since the row before."""
+        """Write a row of the log: means since the previous row."""
         sums, counts = self.accelerator.reduce(self._losses).tolist()
         self._losses.zero_()
         loss = sum(sums) / sum(counts)
@@ -291,7 +291,7 @@ class Run:
         return ConditionalDDPMPipeline(unet, scheduler, steps, guidance)
 
     def draw_samples(self) -> None:
-        """Draw a row of pictures, always for the same conditions and seeds."""
+        """Draw a row of samples, always of the same conditions and seeds."""
         if self.accelerator.is_main_process:
             images = self.pipeline()(SAMPLED, output_type="pt", progress=False).images
             sheet = to_grid(images, columns=len(images))

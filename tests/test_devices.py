@@ -80,8 +80,8 @@ def test_a_gpu_without_code_is_said_and_not_used(install, caplog, capability, co
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == (expected == "cpu"), "said once"
     for line in lines:
-        assert "\n" not in line and line.endswith("computing on the processor")
-        assert "NVIDIA Something has compute capability {}.{}".format(*capability) in line
+        assert "\n" not in line and line.endswith("using the CPU")
+        assert "NVIDIA Something (compute capability {}.{};".format(*capability) in line
         assert all(code in line for code in codes.split())
 
 

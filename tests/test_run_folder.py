@@ -91,7 +91,7 @@ def test_killed_twenty_times_a_run_ends_the_same(tmp_path, processes, one_thread
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_saves_first(tmp_path, number):
-    config = replace(LONG, save_every=1000)
+    config = replace(SHORT, save_every=1000)
 
     def stop(row):
         if row["step"] == 3:
@@ -103,7 +103,7 @@ def test_an_interrupt_saves_first(tmp_path, number):
     assert load_latest(tmp_path / "states")["step"] == steps(tmp_path)[-1] in (3, 4)
     assert signal.getsignal(number) is handler
     run(tmp_path, config)
-    assert steps(tmp_path) == list(range(1, LONG.num_steps + 1))
+    assert steps(tmp_path) == list(range(1, SHORT.num_steps + 1))
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
