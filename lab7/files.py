@@ -135,6 +135,6 @@ def existing_folder(path: str | Path) -> Path:
         if not folder.exists():
             raise MissingFileError(f"no folder {folder}")
         if not folder.is_dir():
-            raise UserError(f"{folder} is a file, not a folder: name the folder it lies in")
+            raise UserError(f"{folder} is a file, not a folder: name its folder; unpack archives")
         os.scandir(folder).close()  # which says so if it may not be read
     return folder

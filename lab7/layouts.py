@@ -62,7 +62,7 @@ def find_layout(root: Root = None, pictures: str | Path | None = None) -> Layout
     elsewhere = pictures or os.environ.get("LAB7_PICTURES")
     root = existing_folder(root or os.environ.get("LAB7_DATA") or elsewhere or DATA_DIR)
     labels = _find_labels(root)
-    pack, course = labels / PACK, not (labels / PACK).is_file()
+    pack, course = labels / PACK, not os.path.isfile(labels / PACK)
     if pictures and not course:
         raise UserError(f"{labels} has pictures of its own, in {PACK}: leave {pictures} out")
     found, count = _find_pictures(root, labels, elsewhere) if course else (pack, PACK)
@@ -100,7 +100,8 @@ def only(found: Collection[Path], what: str, setting: str) -> Path | None:
 
 def _may_enter(entry: os.DirEntry) -> bool:
     # What is named as a picture is not asked: on a network drive that takes its time.
-    return not entry.name.startswith((".", "__")) and entry.name[-4:] != ".png" and entry.is_dir()
+    hidden = entry.name.startswith((".", "__"))
+    return not hidden and not entry.name.endswith(".png") and os.path.isdir(entry)
 
 
 def _nearest(root: Path, holds, beside: bool = True) -> dict[Path, set[str]]:
@@ -109,9 +110,9 @@ def _nearest(root: Path, holds, beside: bool = True) -> dict[Path, set[str]]:
     if beside:
         stages.append(tree(Path(os.path.abspath(root)).parent, 2))
     for stage in stages:
-        found = {place.resolve(): (place, names) for place, names in stage if holds(place, names)}
-        if found:  # by what links lead to, as two ways to one folder leave nothing to choose
-            return dict(found.values())
+        found = [(place, names) for place, names in stage if holds(place, names)]
+        if found:  # two ways to one folder, by links, leave nothing to choose: the nearer is taken
+            return dict({place.resolve(): (place, names) for place, names in found[::-1]}.values())
     return {}
 
 
@@ -124,7 +125,7 @@ def _find_labels(root: Path) -> Path:
     if labels is None:
         raise UserError(
             f"{root} is no i-CLEVR folder: {', '.join(_JSON_FILES)} are neither in it, two levels "
-            "below nor beside it; name the folder to which file.zip and iclevr.zip are unpacked"
+            "below nor beside it; name the folder file.zip is unpacked to (no whole home is searched)"
         )
     return labels
 
@@ -132,7 +133,7 @@ def _find_labels(root: Path) -> Path:
 def _find_pictures(root: Path, labels: Path, elsewhere) -> tuple[Path | None, str]:
     """Return the folder of the pictures, and how many of those in train.json it holds."""
     path = labels / "train.json"
-    entries = read_json(path) if path.is_file() else {}
+    entries = read_json(path) if os.path.isfile(path) else {}
     wanted = set(entries) if isinstance(entries, dict) else set()
     place = existing_folder(elsewhere) if elsewhere else root
     found = _nearest(place, lambda _, names: not wanted.isdisjoint(names), not elsewhere)
@@ -146,8 +147,7 @@ def _find_pictures(root: Path, labels: Path, elsewhere) -> tuple[Path | None, st
 
 def _find_evaluators(root: Path, labels: Path) -> list[Path]:
     """Return the course's weights: beside the JSON files, beside evaluator.py, or in the root."""
-    folders = [labels] if (labels / _CHECKPOINT).is_file() else []
-    folders = folders or _nearest(root, lambda _, names: {_CHECKPOINT, "evaluator.py"} <= names)
-    return [
-        folder / _CHECKPOINT for folder in folders or [root] if (folder / _CHECKPOINT).is_file()
-    ]
+    beside = os.path.isfile(labels / PACK) or os.path.isfile(labels / _CHECKPOINT)
+    both = {_CHECKPOINT, "evaluator.py"}
+    folders = [labels] if beside else _nearest(root, lambda _, names: both <= names) or [root]
+    return [folder / _CHECKPOINT for folder in folders if os.path.isfile(folder / _CHECKPOINT)]

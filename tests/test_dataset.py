@@ -298,11 +298,18 @@ def save_as_jpeg(path):
     Image.open(path).convert("RGB").save(path, "JPEG")
 
 
+def test_pictures_that_git_lfs_left_out_are_called_so(course_root):
+    path = course_root / "iclevr" / "CLEVR_train_000007_2.png"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 31\n")
+    with pytest.raises(UserError, match="000007_2.png is a Git LFS pointer.*git lfs pull"):
+        ICLEVRDataset(course_root)
+
+
 @pytest.mark.parametrize("spoil", [truncate, save_as_jpeg, lambda path: path.write_bytes(b"")])
 def test_unreadable_picture_is_named(course_root, cache_dir, spoil):
     path = course_root / "iclevr" / "CLEVR_train_000007_2.png"
     spoil(path)
-    with pytest.raises(ValueError, match="000007_2.png is no complete PNG picture") as error:
+    with pytest.raises(ValueError, match="000007_2.png is (no complete PNG|empty)") as error:
         ICLEVRDataset(course_root)
     assert "\n" not in str(error.value)
     assert not cache_dir.exists()

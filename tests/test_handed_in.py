@@ -5,12 +5,14 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import draw
+from conftest import draw, write_label_files
 from PIL import Image
 from torchvision.transforms import Resize
 
+from lab7.__main__ import main
 from lab7.dataset import to_uint8
 from lab7.errors import UserError
+from lab7.evaluator import build_network
 from workshop.course.handed_in import read_handed_in
 
 COUNT = 12
@@ -184,6 +186,29 @@ def test_pictures_of_one_file_are_not_taken_for_the_others(tmp_path):
 
 def test_pictures_without_a_folder_of_their_name_need_to_be_told(folder):
     refused(save(folder), "holds no test/0.png", "--conditions", counts=BOTH)
+
+
+def test_grader_scores_a_zip_with_the_json_files_and_an_evaluator(tmp_path, monkeypatch, capsys):
+    """No training pictures, no --conditions: distances are left out, and it is said."""
+    files = tmp_path / "file"
+    files.mkdir()
+    write_label_files(files)
+    torch.manual_seed(0)
+    torch.save({"model": build_network().state_dict()}, files / "checkpoint.pth")
+    save(tmp_path / "in" / "images" / "test", numbers=range(2), first=1)
+    save(tmp_path / "in" / "images" / "new_test", numbers=range(1))
+    (tmp_path / "in" / "images" / "test" / "grid.png").touch()
+    path = write_zip(tmp_path / "in", tmp_path / "x.zip")
+    command = ["lab7", "evaluate", "--images", path, "--data", files, "--device", "cpu"]
+    command += ["--failures", tmp_path / "failures"]
+    monkeypatch.setattr("sys.argv", list(map(str, command)))
+    main()
+    out = capsys.readouterr().out
+    assert str(files / "checkpoint.pth") in out and "no training pictures" in out
+    assert "distances" in out and "nearest distance" not in out
+    assert "test: left aside, without a number: grid.png" in out
+    assert "test: numbered from 1" in out and "new_test: numbered" not in out
+    assert "top-k" in out and "exact set" in out
 
 
 # --- pictures ---

@@ -158,6 +158,24 @@ def test_embedded_set_is_not_taken_by_chance(embedded_root, tmp_path):
         find_layout(tmp_path / "notes")
 
 
+def test_links_that_lead_nowhere_are_passed_over(files, place):
+    unpack(files, place, "file", "iclevr")
+    (place / "loop").symlink_to(place / "loop")
+    (place / "gone").symlink_to(place / "nowhere")
+    (place / "up").symlink_to(place)
+    assert find_layout(place).labels == place / "file"
+
+
+def test_evaluator_of_the_embedded_set_is_not_searched_for(embedded_root):
+    write = embedded_root.parent / "judge"
+    write.mkdir()
+    for name in ("checkpoint.pth", "evaluator.py"):
+        (write / name).touch()
+    assert default_weights(embedded_root) == WEIGHTS
+    (embedded_root / "checkpoint.pth").touch()
+    assert default_weights(embedded_root) == embedded_root / "checkpoint.pth"
+
+
 def test_links_to_one_folder_are_one(files, place):
     unpack(files, place, "file", "iclevr")
     (place / "data").symlink_to(place / "iclevr")
@@ -360,20 +378,8 @@ def test_a_search_lists_so_many_folders(tmp_path, monkeypatch):
 
 
 def test_files_named_as_pictures_are_not_asked_whether_they_are_folders(files, monkeypatch):
-    asked, scandir = [], os.scandir
-
-    class Entry:
-        def __init__(self, entry):
-            self.entry, self.name = entry, entry.name
-
-        def __fspath__(self):
-            return self.entry.path
-
-        def is_dir(self):
-            asked.append(self.name)
-            return self.entry.is_dir()
-
-    monkeypatch.setattr(os, "scandir", lambda folder: map(Entry, scandir(folder)))
+    asked, isdir = [], os.path.isdir
+    monkeypatch.setattr(os.path, "isdir", lambda entry: asked.append(entry.name) or isdir(entry))
     assert len(list(tree(files, 2))) == 2
     assert "iclevr" in asked and not any(name.endswith(".png") for name in asked)
 
