@@ -39,15 +39,30 @@ def make_adversarial(
     Returns:
         (B, 3, 64, 64) in [-1, 1].
     """
-    start, labels = images.to(evaluator.device), labels.to(evaluator.device)
-    x, reach = start.clone(), 2 * amount
+    x, reach = images, 2 * amount
     for _ in range(steps):
-        x.requires_grad_(True)
-        outputs = evaluator.network(x).float()
-        (gradient,) = torch.autograd.grad(F.binary_cross_entropy(outputs, labels), x)
-        x = x.detach() - 2.5 * reach / steps * gradient.sign()
-        x = torch.clamp(x, start - reach, start + reach).clamp(-1, 1)
-    return x.cpu()
+        step = log_probability_gradient(evaluator, x, labels).sign()
+        x = x + 2.5 * reach / steps * step
+        x = torch.clamp(x, images - reach, images + reach).clamp(-1, 1)
+    return x
+
+
+def log_probability_gradient(evaluator: Evaluator, images: Tensor, labels: Tensor) -> Tensor:
+    """Return the gradient of the evaluator's log p(labels | images) with respect to the images.
+
+    Args:
+        evaluator: Gives each of the 24 labels a probability of its own.
+        images: (B, 3, 64, 64) in [-1, 1].
+        labels: (B, 24) multi-hot: those that are there; the others are not.
+
+    Returns:
+        (B, 3, 64, 64), on the device of the images.
+    """
+    with torch.enable_grad():
+        x = images.detach().to(evaluator.device).requires_grad_(True)
+        outputs, labels = evaluator.network(x).float(), labels.to(evaluator.device)
+        log_probability = -F.binary_cross_entropy(outputs, labels, reduction="sum")
+        return torch.autograd.grad(log_probability, x)[0].to(images.device)
 
 
 def score_fooled(
