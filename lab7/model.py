@@ -80,7 +80,6 @@ class ConditionalUNet(UNet2DModel):
     ):
         _check(condition, sample_size, patch_size * 2 ** (len(block_out_channels) - 1))
         as_channels = condition == "channels"
-        options = {"attn_norm_num_groups": norm_num_groups} | (unet_options or {})
         super().__init__(
             sample_size=sample_size,
             in_channels=in_channels * patch_size**2 + as_channels * num_labels,
@@ -94,7 +93,7 @@ class ConditionalUNet(UNet2DModel):
             norm_num_groups=norm_num_groups,
             dropout=dropout,
             class_embed_type=None if as_channels else "identity",
-            **options,
+            **{"attn_norm_num_groups": norm_num_groups} | (unet_options or {}),
         )
         # The parent has just registered the channels it sees behind the pixel_unshuffle.
         self.register_to_config(in_channels=in_channels, out_channels=out_channels)
