@@ -427,8 +427,8 @@ def examine(
     calibration = found["calibration"]
     error = "–" if calibration["error"] is None else f"{calibration['error']:.4f}"
     print(
-        f"calibration error {error} over the {calibration['num_outputs']:,} probabilities of 0.05 to "
-        f"0.95 in {calibration['num_pictures']:,} pictures"
+        f"calibration error {error} over the {calibration['num_outputs']:,} probabilities of 0.05 "
+        f"to 0.95 in {calibration['num_pictures']:,} pictures"
     )
     for name, row in found["fooled"].items():
         figures = (f"{key.replace('_', ' ')} {row[key].value:.4f}" for key in FOOLED_SCORES)
