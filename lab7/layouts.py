@@ -125,7 +125,7 @@ def _find_labels(root: Path) -> Path:
     if labels is None:
         raise UserError(
             f"{root} is no i-CLEVR folder: {', '.join(_JSON_FILES)} are neither in it, two levels "
-            "below nor beside it; name the folder of file.zip (no whole home is searched)"
+            "below nor beside it; name the folder that holds file.zip unpacked, not a whole home"
         )
     return labels
 
