@@ -210,7 +210,7 @@ def draw_accuracy(records: dict[str, Record]) -> plots.Chart:
     for key, label in peers.items():
         row = published()["peers"][key]
         figures[label] = {split: Estimate(row[split], None, None) for split in SCORED}
-    return plots.accuracy_dots(measured, figures)
+    return plots.accuracy_dots({"measured here": measured, "published": figures})
 
 
 def draw_schedules() -> plots.Chart:
