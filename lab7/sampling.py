@@ -1,11 +1,10 @@
 """Pictures on disk: the course's hand-in layout, grids, and the denoising row."""
 
-import contextlib
 import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -38,16 +37,16 @@ def write_samples(
     progress: bool = True,
     denoising: Sequence[str] | None = None,
 ) -> dict:
-    """Draw one picture for each condition into a folder as the course wants it handed in.
+    """Draw one picture for each condition into a folder, as the course wants it handed in.
 
-    The folder gets `0.png` … in the order of the conditions, `grid.png` with eight a row,
-    `denoising.png` and `samples.json` with the settings, the conditions and the scores. It appears
-    when all of it is done.
+    The folder gets `0.png` … in the order of the conditions, `grid.png` with eight pictures a row,
+    `denoising.png`, and `samples.json` with the settings, the conditions and the scores. Nothing is
+    written before all of it is done.
 
     Args:
         pipeline: The generator.
         conditions: N lists of labels.
-        output: Folder to write; pictures of an earlier call in it are replaced.
+        output: Folder to write; the pictures of an earlier call in it are replaced.
         seed: Condition i has the seed `seed + i`.
         num_inference_steps: Of sampling; None takes the pipeline's own.
         guidance_scale: Of classifier-free guidance; None takes the pipeline's own.
@@ -60,29 +59,26 @@ def write_samples(
         What samples.json holds.
 
     Raises:
-        UserError: `output` cannot be written, or the settings are not valid.
+        UserError: `output` is a file or cannot be written, or the settings are not valid.
     """
+    output = Path(output)
+    require_writable(output if output.exists() else output.parent)
     seeds = range(seed, seed + len(conditions))
-    with _finished_folder(Path(output)) as folder:
-        settings = pipeline.settings(num_inference_steps, guidance_scale)
-        images = pipeline(
-            conditions, seeds=seeds, output_type="pt", progress=progress, **settings
-        ).images
-        frames = denoising_frames(pipeline, denoising or conditions[0], seed, **settings)
-        summary = {
-            "settings": settings | {"scheduler": scheduler_name(pipeline.scheduler), "seed": seed},
-            "conditions": [list(condition) for condition in conditions],
-        }
-        if evaluator is not None:
-            summary |= _judge(evaluator, images, encode(conditions))
-        sheets = dict(enumerate(to_pil(images)))
-        sheets |= {"grid": to_grid(images), "denoising": to_grid(frames, columns=len(frames))}
-        with user_files(output):
-            for name, sheet in sheets.items():
-                sheet.save(folder / f"{name}.png")
-            text = json.dumps(summary, indent=2) + "\n"
-            (folder / "samples.json").write_text(text, encoding="utf-8")
-        _drop_earlier(Path(output), len(conditions))
+    settings = pipeline.settings(num_inference_steps, guidance_scale)
+    images = pipeline(
+        conditions, seeds=seeds, output_type="pt", progress=progress, **settings
+    ).images
+    frames = denoising_frames(pipeline, denoising or conditions[0], seed, **settings)
+    summary = {
+        "settings": settings | {"scheduler": scheduler_name(pipeline.scheduler), "seed": seed},
+        "conditions": [list(condition) for condition in conditions],
+    }
+    if evaluator is not None:
+        summary |= _judge(evaluator, images, encode(conditions))
+    pictures = {str(index): picture for index, picture in enumerate(to_pil(images))}
+    pictures |= {"grid": to_grid(images), "denoising": to_grid(frames, columns=len(frames))}
+    with user_files(output):
+        _write_whole(output, pictures, summary)
     return summary
 
 
@@ -96,32 +92,26 @@ def denoising_frames(
 ) -> Tensor:
     """Return the way from noise to picture, (count, 3, 64, 64) in [-1, 1].
 
-    The frames are xt at steps evenly spread over the reverse process; the first is noise, the last
-    the picture. With fewer steps than frames every step is shown once.
+    The frames are xt at evenly spaced steps of the reverse process; the first is noise, the last
+    the picture. With fewer steps than frames, every step is shown once.
     """
-    visited = []
-    final = pipeline(
-        [condition],
-        seeds=[seed],
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        output_type="pt",
-        callback=lambda step, t, xt, x0: visited.append(xt.cpu()),
-        progress=False,
-    ).images
-    states = torch.cat([*visited, final])
+    settings = pipeline.settings(num_inference_steps, guidance_scale)
+    states = []
+    for _, xt, _, xt_next in pipeline.reverse(encode([condition]), [seed], **settings):  # noqa: B007
+        states.append(xt.cpu())
+    states = torch.cat([*states, xt_next.cpu()])
     chosen = torch.linspace(0, len(states) - 1, min(count, len(states))).round().long()
     return states[chosen].clamp(-1, 1)
 
 
 def to_grid(images: Tensor, columns: int = GRID_COLUMNS) -> Image.Image:
-    """Put pictures (B, 3, H, W) in [-1, 1] on one sheet, by torchvision's `make_grid`."""
-    images = images.cpu()
-    if len(images) > 1:
-        sheet = make_grid(images, nrow=columns, padding=_BORDER, pad_value=1.0)
-    else:  # make_grid would leave out the border, which `split_grid` counts on
-        sheet = F.pad(images[0], (_BORDER,) * 4, value=1.0)
-    return to_pil(sheet[None])[0]
+    """Put pictures (B, 3, H, W) in [-1, 1] on one sheet, as torchvision's `make_grid` does.
+
+    A single picture gets a border as well, which `make_grid` would leave out.
+    """
+    tiles = F.pad(images.cpu(), (0, _BORDER, 0, _BORDER), value=1.0)
+    sheet = make_grid(tiles, nrow=columns, padding=0, pad_value=1.0)
+    return to_pil(F.pad(sheet, (_BORDER, 0, _BORDER, 0), value=1.0)[None])[0]
 
 
 def _judge(evaluator: Evaluator, images: Tensor, labels: Tensor) -> dict:
@@ -141,15 +131,15 @@ def _drop_earlier(output: Path, count: int) -> None:
             (output / f"{index}.png").unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _finished_folder(output: Path) -> Iterator[Path]:
-    """Give a temporary folder, whose files move to `output` if the block ends without an error."""
-    with user_files(output):
-        require_writable(output if output.exists() else output.parent)
-        temporary = tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-")
-    with temporary as folder:
-        yield Path(folder)
-        with user_files(output):
-            output.mkdir(exist_ok=True)
-            for file in Path(folder).iterdir():
-                os.replace(file, output / file.name)
+def _write_whole(output: Path, pictures: dict[str, Image.Image], summary: dict) -> None:
+    """Write PNGs by name, and samples.json, into a folder: all of it or nothing."""
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
+        folder = Path(temporary)
+        for name, picture in pictures.items():
+            picture.save(folder / f"{name}.png")
+        text = json.dumps(summary, indent=2) + "\n"
+        (folder / "samples.json").write_text(text, encoding="utf-8")
+        _drop_earlier(output, len(summary["conditions"]))
+        output.mkdir(exist_ok=True)
+        for file in folder.iterdir():
+            os.replace(file, output / file.name)

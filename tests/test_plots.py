@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 
 from lab7 import plots
+from lab7.errors import UserError
 from lab7.estimates import Estimate
 from lab7.labels import LABELS
-from lab7.records import original_scores, published
+from lab7.records import Record, original_scores, published
 from lab7.sampling import to_grid
 from workshop.judges import plots as judge_plots
 
@@ -46,6 +47,37 @@ FOOLED = {
     kind: {"top_k": ESTIMATE, "exact_set": ESTIMATE, "exact_scene": Estimate(0.0, 0.0, 0.01)}
     for kind in ("as asked", "one twice")
 }
+
+
+def milestones(*values):
+    """Rows of a record as `workshop.study.experiments.train_and_score` makes them."""
+    estimates = [{"value": v, "low": v - 0.1, "high": v + 0.05} for v in values]
+    return [
+        {
+            "step": 100 * n,
+            "images": 6400 * n,
+            "seconds": 1800 * n,
+            "loss": 0.1 / n,
+            "scores": {"num_pictures": 128, "top_k": estimate, "exact_set": ESTIMATE},
+            "audit": {"num_pictures": 128, "exact_scene": ESTIMATE},
+        }
+        for n, estimate in zip((1, 2, 4, 8), estimates, strict=True)
+    ]
+
+
+RUNS = {
+    "one": Record("one", {}, {"milestones": milestones(0.2, 0.4, 0.6, 0.7)}, {}),
+    "other": Record("other", {}, {"milestones": milestones(0.3, 0.5, 0.8, 0.9)}, {}),
+}
+GROUPS = {
+    "published": original_scores(),
+    "twins": {"original-cosine": {"test": ESTIMATE, "new_test": ESTIMATE}},
+    "full size": {
+        "original-cosine": {"test": Estimate(0.95, None, None)},
+        "original-channels": {},
+        "ours": {"test": ESTIMATE},
+    },
+}
 CHARTS = {
     "picture_grid": lambda: plots.picture_grid(PICTURES, [["red cube"]] * 5, [["gray cube"]] * 5),
     "denoising_row": lambda: plots.denoising_row(PICTURES, ["noise", "", "", "", "picture"]),
@@ -56,10 +88,8 @@ CHARTS = {
             for row in LOG
         ]
     ),
-    "accuracy_dots": lambda: plots.accuracy_dots(
-        {"ours": {"test": ESTIMATE, "new_test": Estimate(0.8, None, None)}},
-        original_scores(),
-    ),
+    "learning_curves": lambda: plots.learning_curves(RUNS),
+    "accuracy_dots": lambda: plots.accuracy_dots(GROUPS),
     "accuracy_by_epoch": lambda: plots.accuracy_by_epoch(
         published()["original"]["cosine_by_epoch"]
     ),
@@ -69,15 +99,18 @@ CHARTS = {
         {1: {"top_k": ESTIMATE, "exact_set": ESTIMATE}}
     ),
     "noise_schedules": lambda: plots.noise_schedules({"one": torch.linspace(0.99, 0.01, 9)}),
-    "cooccurrence": lambda: plots.cooccurrence(torch.ones(24, 24)),
-    "label_similarity": lambda: plots.label_similarity(torch.eye(24)),
-    "verdict_bars": lambda: plots.verdict_bars(torch.rand(24), ["red cube"]),
+    "label_matrix": lambda: plots.label_matrix(torch.eye(24), "similarity", cmap="RdBu"),
     "reliability": lambda: judge_plots.reliability(CALIBRATION),
     "recall_by": lambda: judge_plots.recall_by(RECALL),
     "confusion_matrix": lambda: judge_plots.confusion_matrix(3 * torch.eye(24).roll(1, 0)),
     "changed_pictures": lambda: judge_plots.changed_pictures(CHANGES),
     "fooled_judges": lambda: judge_plots.fooled_judges(FOOLED),
 }
+
+
+def dots(axes):
+    """By name in the legend, the places of the dots that are drawn with intervals."""
+    return {c.get_label(): c.lines[0].get_xydata().tolist() for c in axes.containers}
 
 
 def texts(chart):
@@ -143,7 +176,7 @@ def test_captions_mark_what_the_evaluator_misses_and_adds():
     wanted, seen = [["red cube", "blue cube"]], [["blue cube", "gray sphere"]]
     chart = plots.picture_grid(PICTURES[:1], wanted, seen)
     assert texts(chart) == ["✗ red cube", "blue cube", "+ gray sphere"]
-    colors = [text.get_color() for text in chart.texts]
+    colors = [text.get_color() for text in chart.axes[0].texts]
     assert colors == [plots.ORANGE, plots.INK, plots.ORANGE]
 
 
@@ -155,24 +188,72 @@ def test_split_grid_takes_a_sheet_apart(count):
 
 
 def test_intervals_are_drawn_where_they_are():
-    chart = plots.accuracy_dots({"ours": {"test": ESTIMATE, "new_test": Estimate(0.8, None, None)}})
-    spans = [
-        container.lines[2][0].get_segments()[0][:, 0]
-        for axes in chart.axes
-        for container in axes.containers
-    ]
-    assert np.allclose(spans, [[0.85, 0.93], [0.8, 0.8]])
+    row = {"test": ESTIMATE, "new_test": Estimate(0.8, None, None)}
+    first, second = plots.accuracy_dots({"here": {"ours": row}}).axes
+    assert dots(first) == {"here": [[0.9, 0]]} and dots(second) == {"here": [[0.8, 0]]}
+    (drawn,), (left_out,) = (
+        axes.containers[0].lines[2][0].get_segments() for axes in (first, second)
+    )
+    assert np.allclose(drawn, [[0.85, 0], [0.93, 0]])
+    assert len(left_out) == 0, "a value without an interval gets none"
 
 
-def test_published_figures_stand_beside_those_measured():
+def test_groups_share_the_row_of_a_name():
     chart = CHARTS["accuracy_dots"]()
-    names = [text.get_text() for text in chart.axes[0].get_yticklabels()]
-    assert names == ["ours", *published()["original"]["experiments"]]
-    shown = chart.axes[1].containers[0]
+    test, new_test = chart.axes
+    names = [text.get_text() for text in test.get_yticklabels()]
+    assert names == [*original_scores(), "ours"]
+    rows = {group: [y for _, y in places] for group, places in dots(test).items()}
+    cosine, ours = names.index("original-cosine"), names.index("ours")
+    alone = [y for y in range(len(original_scores())) if y != cosine]
+    assert rows == {
+        "published": [*alone, cosine - 0.25],
+        "twins": [cosine],
+        "full size": [cosine + 0.25, ours],
+    }
+    assert dots(new_test)["full size"] == []
     estimates = [row["new_test"] for row in original_scores().values()]
-    assert list(shown.lines[0].get_xdata()) == [estimate.value for estimate in estimates]
-    spans = [segment[:, 0] for segment in shown.lines[2][0].get_segments()]
-    assert np.allclose(spans, [[estimate.low, estimate.high] for estimate in estimates])
+    assert [x for x, _ in dots(new_test)["published"]] == [each.value for each in estimates]
+    assert {"published", "twins", "full size"} < set(texts(chart))
+    drawn = [[c.lines[0].get_color() for c in axes.containers] for axes in chart.axes]
+    assert drawn[0] == drawn[1] and len(set(drawn[0])) == 3, "a color a group, in both panels"
+
+
+def test_learning_curves_draw_each_run_with_its_intervals():
+    chart = plots.learning_curves(RUNS)
+    (axes,) = chart.axes
+    found = dots(axes)
+    assert list(found) == ["one", "other"]
+    assert [y for _, y in found["other"]] == [0.3, 0.5, 0.8, 0.9]
+    steps = [[x for x, _ in places] for places in found.values()]
+    assert np.allclose(np.mean(steps, axis=0), [100, 200, 400, 800])
+    assert np.allclose(np.subtract(*steps), -0.006 * 800), "moved aside by less than a hundredth"
+    spans = [part[:, 1] for part in axes.containers[0].lines[2][0].get_segments()]
+    assert np.allclose(spans, [[0.1, 0.25], [0.3, 0.45], [0.5, 0.65], [0.6, 0.75]])
+    assert {"one", "other", "steps of training", "top-k on valid"} <= set(texts(chart))
+
+
+def test_learning_curves_of_another_score_and_over_time():
+    (axes,) = plots.learning_curves({"one": RUNS["one"]}, "exact_scene", "seconds").axes
+    assert dots(axes) == {"one": [[0.5, 0.9], [1, 0.9], [2, 0.9], [4, 0.9]]}
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("hours of training", "exact scene on valid")
+
+
+def test_learning_curves_name_what_is_not_there():
+    with pytest.raises(UserError, match="record 'bare' has no 'milestones'"):
+        plots.learning_curves({"bare": Record("bare", {}, {}, {})})
+    with pytest.raises(UserError, match="unknown score 'topk': did you mean 'top_k'"):
+        plots.learning_curves(RUNS, "topk")
+    with pytest.raises(UserError, match="unknown x 'steps': did you mean 'step'"):
+        plots.learning_curves(RUNS, x="steps")
+
+
+def test_loss_by_level_has_a_line_a_level_and_names_the_ends():
+    (axes,) = CHARTS["loss_by_level"]().axes
+    assert len(axes.lines) == 10
+    assert np.isnan(axes.lines[2].get_ydata()).all(), "nothing is known of the third"
+    named = [line.get_color() for line in axes.get_legend().get_lines()]
+    assert np.allclose(named, [axes.lines[0].get_color(), axes.lines[-1].get_color()])
 
 
 def test_heat_map_writes_each_value_and_leaves_gaps():
@@ -182,10 +263,18 @@ def test_heat_map_writes_each_value_and_leaves_gaps():
     assert found.count("–") == 1
 
 
+def test_heat_map_frames_what_is_asked_for():
+    chart = plots.label_heatmap(dict.fromkeys(LABELS, 0.5), outlined=["red cube", "gray sphere"])
+    edges = [text.get_bbox_patch().get_edgecolor()[3] for text in chart.axes[0].texts]
+    framed = [label for label, edge in zip(LABELS, edges, strict=True) if edge]
+    assert framed == ["red cube", "gray sphere"]
+
+
 def test_sweep_marks_the_generators_own_settings():
     chart = plots.sweep_curves(SWEEP)
     own = [axes.lines[0].get_xdata()[0] for axes in chart.axes]
     assert own == [3.0, 20]
+    assert dots(chart.axes[0]) == dict.fromkeys(("top-k", "exact set"), [[1, 0.9], [3, 0.9]])
 
 
 def test_table_is_markdown():
@@ -231,5 +320,9 @@ def test_confusions_are_written_where_they_are():
 def test_fooled_judges_have_a_row_for_each_kind():
     axes = CHARTS["fooled_judges"]().axes[0]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["as asked", "one twice"]
-    values = [list(container.lines[0].get_xdata()) for container in axes.containers]
-    assert values == [[0.9, 0.9], [0.9, 0.9], [0, 0]]
+    values = {name: [x for x, _ in places] for name, places in dots(axes).items()}
+    assert values == {
+        "exact set, evaluator": [0.9, 0.9],
+        "exact scene, auditor": [0, 0],
+        "top-k, the course's score": [0.9, 0.9],
+    }

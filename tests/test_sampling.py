@@ -1,6 +1,8 @@
 """Pictures on disk: the hand-in layout, the grid, the denoising row; nothing half written."""
 
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from PIL import Image
 
 from lab7.auditor import Auditor, AuditorNetwork
+from lab7.errors import UserError
 from lab7.evaluator import Evaluator, build_network
 from lab7.pipeline import to_pil
 from lab7.plots import split_grid
@@ -69,6 +72,23 @@ def test_write_samples_leaves_nothing_after_an_error(pipeline, tmp_path):
     with pytest.raises(ValueError, match="num_inference_steps"):
         write_samples(pipeline, CONDITIONS, tmp_path / "out", num_inference_steps=5000)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_said_and_leaves_what_was_there(pipeline, tmp_path, monkeypatch):
+    write_samples(pipeline, CONDITIONS, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    written = Image.Image.save
+
+    def save(picture, path, *arguments):
+        if path.stem == "denoising":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        written(picture, path, *arguments)
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    with pytest.raises(UserError, match=r"No space left on device: .*denoising.png"):
+        write_samples(pipeline, CONDITIONS[:1], tmp_path / "out", 5)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "no temporary folder is left"
 
 
 def test_denoising_frames_go_from_noise_to_the_picture(pipeline):
