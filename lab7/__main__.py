@@ -234,14 +234,14 @@ def _condition_sets(conditions: str | None, data: Path | None, record: str | Non
 
 def _check_evaluation(images, conditions, record, failures, results, checkpoint, data) -> None:
     """Refuse what `evaluate` cannot do, before anything is drawn."""
-    from lab7.files import require_writable
+    from lab7.files import require_name, require_writable
     from lab7.recording import require_same_pictures
 
     if images is not None and (conditions is None or record is not None):
         raise UserError("--images needs --conditions, what they should show, and no --record")
     require_writable(failures)
     if record is not None:
-        require_writable(results / record)
+        require_writable(results / require_name(record))
         require_same_pictures(checkpoint, data)
 
 

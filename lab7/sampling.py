@@ -18,7 +18,7 @@ from torchvision.utils import make_grid
 from lab7.diffusion import scheduler_name
 from lab7.errors import user_files
 from lab7.evaluator import Evaluator, compute_scores
-from lab7.files import read_json, require_writable
+from lab7.files import read_json, require_place
 from lab7.labels import LABELS, encode
 from lab7.pipeline import ConditionalDDPMPipeline, to_pil
 
@@ -168,7 +168,8 @@ def _drop_earlier(output: Path, count: int) -> None:
 def _finished_folder(output: Path) -> Iterator[Path]:
     """Give a temporary folder, whose files move to `output` if the block ends without an error."""
     with user_files(output):
-        require_writable(output if output.exists() else output.parent)
+        require_place(output)
+        output.parent.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-")
     with temporary as folder:
         yield Path(folder)

@@ -542,6 +542,19 @@ def test_settings_that_make_no_sense_are_named(run, tiny, tmp_path, embedded_roo
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_record_with_another_name_is_refused_before_the_work(run, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("lab7.__main__._load_judges", None)  # is not reached
+    monkeypatch.setattr("lab7.evaluator.Evaluator.load", None)
+    results = ["--results", tmp_path / "results"]
+    for name in ("../x", "a/b", "my run", ""):
+        assert_fails(
+            run("evaluate", "--record", name, *results, *tiny), "record's name", repr(name)
+        )
+        assert_fails(run("sweep", "--record", name, *results, *tiny), "record's name")
+        assert_fails(run("examine", "--record", name, *results), "record's name")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_labels_and_conditions_exclude_each_other(run, tiny):
     assert_fails(run("sample", *tiny), "--conditions")
     both = ["sample", "red cube", "--conditions", DATA_DIR / "test.json", *tiny]

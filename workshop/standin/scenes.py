@@ -18,8 +18,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from lab7.dataset import NUM_UNSEEN
-from lab7.errors import UserError, user_files
-from lab7.files import require_writable, write_atomically
+from lab7.errors import UserError
+from lab7.files import require_place, require_writable, write_atomically
 from lab7.labels import LABELS
 from workshop.standin import rendering
 from workshop.standin.packing import write_pack
@@ -159,9 +159,8 @@ def render_set(
     if workers is not None and workers < 1:
         raise UserError(f"workers {workers} must be at least 1")
     output, work = Path(output), Path(work)
-    with user_files():
-        for folder in (output if output.exists() else output.parent, work):
-            require_writable(folder)
+    require_place(output)
+    require_writable(work)
     chunks = [plans[start : start + CHUNK] for start in range(0, len(plans), CHUNK)]
     jobs = [(chunk, work / f"{_fingerprint(chunk)}.npz") for chunk in chunks]
     todo = [job for job in jobs if not job[1].exists()]
