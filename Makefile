@@ -17,7 +17,7 @@ run: .venv/installed  ## Run copies of the notebooks and build the report, all i
 test: .venv/installed-dev  ## Lint and test.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist worksteal
 
 lab: .venv/installed  ## Open the notebooks in JupyterLab.
 	$(BIN)/jupyter lab --notebook-dir=notebooks
@@ -28,8 +28,8 @@ report: .venv/installed  ## Rebuild the committed report from report/results/.
 notebooks: .venv/installed  ## Run the notebooks and store their outputs in place.
 	$(RUN) notebooks/execute.py --in-place
 
-handin: .venv/installed  ## Make the zip that the course wants: make handin ID=123456 NAME=Ada_Lovelace
-	$(RUN) -m lab7 handin "$(ID)" "$(NAME)" $(OPTIONS)
+handin: .venv/installed  ## Make the year's zip: make handin ID=123456 NAME=Ada_Lovelace YEAR=2026
+	$(RUN) -m lab7 handin "$(ID)" "$(NAME)" $(if $(YEAR),--year "$(YEAR)") $(OPTIONS)
 
 experiments: .venv/installed  ## Run the experiments of notebook 04 that have no record yet (hours).
 	$(RUN) -m lab7 experiments

@@ -43,7 +43,7 @@ def train(
 
     Args:
         name: Of the configuration: ours, laptop, or one of the experiments: twin-baseline,
-            twin-channels, twin-one-layer, twin-half-channels, twin-cosine, twin-cosine-x0, and the
+            twin-channels, twin-one-layer, twin-half-channels, twin-cosine, and the
             same five in full size, original-baseline, ….
         output: Folder of the run; by default runs/NAME.
         minutes: Stop after so many minutes, to be resumed later.
@@ -88,6 +88,7 @@ def sample(
     conditions: str | None = None,
     out: Path = Path("samples"),
     count: int = 1,
+    denoising: str | None = None,
     seed: options.Seed = 0,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
@@ -105,6 +106,7 @@ def sample(
             unseen, four_five.
         out: Folder for 0.png …, grid.png, denoising.png and samples.json.
         count: Pictures of LABELS.
+        denoising: Labels of the row from noise to picture; by default those of 0.png.
     """
     from lab7.evaluator import Evaluator
     from lab7.labels import parse_condition
@@ -125,6 +127,7 @@ def sample(
         num_inference_steps=steps,
         guidance_scale=guidance,
         evaluator=Evaluator.load(evaluator, device, data),
+        denoising=None if denoising is None else parse_condition(denoising),
     )
     top_k = summary["scores"]["top_k"]["value"]
     print(f"{len(wanted)} pictures in {out}; accuracy by the evaluator {top_k:.4f}")
@@ -148,39 +151,41 @@ def evaluate(
     """Score a generator, or a folder of pictures.
 
     Args:
-        images: Folder of 0.png … to score instead of a generator.
+        images: Folder of 0.png …, or folder or zip of a hand-in, to score instead of a generator.
         conditions: What the pictures should show: a condition file, which is scored as file-NAME,
             or test, new_test, valid, unseen, four_five; by default test and new_test.
         repetitions: Pictures of each condition.
         record: Name under which to write the results down, by default of all condition files.
         failures: Folder for figures of the pictures that failed, with what was asked and seen.
     """
-    from lab7.dataset import load_images
+    from lab7.layouts import find_layout
     from lab7.pipeline import load_pipeline
-    from lab7.recording import record_generator
     from lab7.scoring import draw_and_judge, judge_pictures, score_table
+    from workshop.study.recording import record_generator
 
-    _check_evaluation(images, conditions, record, failures, results, checkpoint, data)
-    sets = _condition_sets(conditions, data, record)
+    data = find_layout(data)
+    _check_evaluation(images, record, failures, results, checkpoint, data)
+    sets, settings = _condition_sets(conditions, data, record), {}
     if images is not None:  # before what takes long
-        ((name, wanted),) = sets.items()
-        pictures = load_images(images, len(wanted))
+        pictures = _read_pictures(images, sets)
     else:
         pipeline = load_pipeline(checkpoint, device, scheduler)
-        drawn = {"num_inference_steps": steps, "guidance_scale": guidance}
+        settings = {"num_inference_steps": steps, "guidance_scale": guidance}
     judge, auditor, real = _load_judges(evaluator, data, device)
-    if images is not None:
-        scored = {name: (judge_pictures(pictures, wanted, judge, auditor, real), pictures)}
-    else:
-        scored = {
-            name: draw_and_judge(pipeline, wanted, judge, auditor, real, repetitions, **drawn)
-            for name, wanted in sets.items()
-        }
+    scored = {}
+    for name, wanted in sets.items():
+        if images is not None:
+            metrics = judge_pictures(pictures[name], wanted, judge, auditor, real)
+            scored[name] = metrics, pictures[name]
+        else:
+            scored[name] = draw_and_judge(
+                pipeline, wanted, judge, auditor, real, repetitions, **settings
+            )
     print(score_table({name: metrics for name, (metrics, _) in scored.items()}))
     for name, (metrics, pictures) in scored.items():
         _save_failures(name, metrics["pictures"], pictures, failures)
     if record is not None:
-        record_generator(record, pipeline, judge, scored, checkpoint, results, data, **drawn)
+        record_generator(record, pipeline, judge, scored, checkpoint, results, data, **settings)
 
 
 def main() -> None:
@@ -232,27 +237,46 @@ def _condition_sets(conditions: str | None, data: Path | None, record: str | Non
     return {name: _read_conditions(conditions, data)}
 
 
-def _check_evaluation(images, conditions, record, failures, results, checkpoint, data) -> None:
+def _check_evaluation(images, record, failures, results, checkpoint, data) -> None:
     """Refuse what `evaluate` cannot do, before anything is drawn."""
     from lab7.files import require_name, require_writable
-    from lab7.recording import require_same_pictures
+    from workshop.study.recording import require_same_pictures
 
-    if images is not None and (conditions is None or record is not None):
-        raise UserError("--images needs --conditions, what they should show, and no --record")
+    if images is not None and record is not None:
+        raise UserError("--record is for a generator: leave it out with --images")
     require_writable(failures)
     if record is not None:
         require_writable(results / require_name(record))
         require_same_pictures(checkpoint, data)
 
 
-def _load_judges(weights: Path | None, data: Path | None, device: str | None) -> tuple:
-    """Load the evaluator, the auditor, and the training pictures as the auditor sees them."""
+def _read_pictures(images: Path, sets: dict) -> dict:
+    """Read the pictures handed in for each set, and say what is odd about them."""
+    from workshop.course.handed_in import read_handed_in
+
+    read = read_handed_in(images, {name: len(wanted) for name, wanted in sets.items()})
+    for name, (_, notes) in read.items():
+        for note in notes:
+            print(f"{name}: {note}")
+    return {name: pictures for name, (pictures, _) in read.items()}
+
+
+def _load_judges(weights: Path | None, data: Any, device: str | None) -> tuple:
+    """Load the evaluator, the auditor, and the training pictures, if any, as the auditor sees them.
+
+    Says which files of the course are used.
+    """
     from lab7.auditor import Auditor
     from lab7.dataset import ICLEVRDataset
     from lab7.evaluator import Evaluator
-    from lab7.fidelity import RealPictures
+    from lab7.scoring import RealPictures
 
     evaluator, auditor = Evaluator.load(weights, device, data), Auditor.load(device=device)
+    if data.course:
+        print(data.summary)
+    if data.pictures is None:
+        print("distances to the training pictures are left out, as there are none")
+        return evaluator, auditor, None
     return evaluator, auditor, RealPictures(auditor, ICLEVRDataset(data))
 
 

@@ -1,9 +1,9 @@
-"""The auditor: a second judge of another kind, which counts objects and says where they are.
+"""The auditor: a second judge of another kind, a detector that counts objects and locates them.
 
-The evaluator gives each label a probability and cannot tell one red cube from two. The auditor is a
-detector (Zhou et al., “Objects as Points”, 2019): it finds the middle of every object, names each,
-and so sees what is too much, doubled or merged. It is for reporting only: it has no part in
-training or guiding the generator, nor in choosing checkpoints, settings or seeds.
+The evaluator gives each label a probability and cannot tell one red cube from two. The auditor
+finds the center of every object and classifies it (Zhou et al., “Objects as Points”, 2019), so it
+sees an object too many, one that occurs twice, or two that have merged. It is for reporting only:
+it has no part in training or guiding the generator, nor in choosing checkpoints, settings or seeds.
 """
 
 from dataclasses import dataclass
@@ -19,19 +19,18 @@ from lab7.dataset import DATA_DIR, IMAGE_SIZE, to_float
 from lab7.devices import choose_device
 from lab7.errors import MissingFileError, UserError
 from lab7.estimates import Estimate, Values, share
-from lab7.evaluator import save_weights
 from lab7.labels import COLORS, LABELS, NUM_LABELS
+from lab7.weight_files import save_weights
 
 WEIGHTS = DATA_DIR / "weights" / "auditor.safetensors"
-STRIDE = 2  # pixels a side of a cell of the network's answer
+STRIDE = 2  # pixels a side of a cell of the heatmap
 WIDTHS = (40, 48, 96, 144)  # channels at 64, 32, 16 and 8 pixels a side
-FEATURES = 4 * WIDTHS[-1]  # numbers that `Auditor.features` describes a picture with
-_RADIUS = 2  # cells in which the middle of an object must be the clearest
+_RADIUS = 2  # cells around a peak of the heatmap in which nothing is higher
 
 
 @dataclass(frozen=True)
 class Sighting:
-    """An object that was found: its label, its middle in pixels (0 … 64) and how sure it is."""
+    """A detected object: its label, its center in pixels (0 … 64), and the center's probability."""
 
     label: str
     x: float
@@ -41,12 +40,12 @@ class Sighting:
 
 @dataclass(frozen=True)
 class Audit:
-    """What became of a set of pictures: each is counted in exactly one of the six shares.
+    """Shares of right pictures and of each kind of mistake: a picture counts in exactly one.
 
-    `exact_scene`: every label is there as often as it was asked for, and nothing else. Of the
-    others, `extra` and `missing` have too many or too few objects, the rest the right number: in
-    `swapped` colors and shapes are those asked for, but wrongly paired; in `doubled` an object
-    that was asked for stands again in the place of another; in `other` a color or a shape is wrong.
+    `exact_scene`: every label occurs as often as it was asked for, and no other. Of the other
+    pictures, `extra` and `missing` have too many or too few objects, the rest the right number: in
+    `swapped` colors and shapes are those asked for, but wrongly paired; in `doubled` a requested
+    object occurs again in the place of another; in `other` a color or a shape is wrong.
     """
 
     num_pictures: int
@@ -70,10 +69,10 @@ class Audit:
 
 
 class AuditorNetwork(nn.Module):
-    """A small UNet whose answer is a grid of cells, `STRIDE` pixels a side each.
+    """A small UNet that maps pictures (B, 3, 64, 64) in [-1, 1] to a grid of logits.
 
-    It maps pictures (B, 3, 64, 64) in [-1, 1] to the logits that the middle of an object lies in a
-    cell, (B, 32, 32), and to those of the object's label, (B, 24, 32, 32).
+    They are those of the heatmap, (B, 32, 32): whether the center of an object lies in a cell of
+    `STRIDE` pixels a side; and those of that object's label, (B, 24, 32, 32).
     """
 
     def __init__(self):
@@ -94,14 +93,14 @@ class AuditorNetwork(nn.Module):
         self.register_buffer("threshold", torch.tensor(0.5))  # set after training
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        fine, middle, coarse = self._descend(images)
-        for across, up, level in zip(self.across, self.up, (middle, fine), strict=True):
-            coarse = up(level + across(F.interpolate(coarse, scale_factor=2)))
-        answer = self.head(coarse)
-        return answer[:, 0], answer[:, 1:]
+        fine, medium, x = self._descend(images)
+        for across, up, level in zip(self.across, self.up, (medium, fine), strict=True):
+            x = up(level + across(F.interpolate(x, scale_factor=2)))
+        logits = self.head(x)
+        return logits[:, 0], logits[:, 1:]
 
     def features(self, images: Tensor) -> Tensor:
-        """Return (B, 576): what the coarsest level sees, averaged over each quarter."""
+        """Return (B, 576): the coarsest level's channels, averaged over each quarter."""
         return F.adaptive_avg_pool2d(self._descend(images)[-1], 2).flatten(1)
 
     def _descend(self, images: Tensor) -> list[Tensor]:
@@ -112,7 +111,7 @@ class AuditorNetwork(nn.Module):
 
 
 class Auditor:
-    """Holds the detector and looks at pictures with it, always in float32.
+    """Holds the detector and runs it on pictures, always in float32.
 
     Args:
         network: The detector.
@@ -151,21 +150,21 @@ class Auditor:
     @torch.inference_mode()
     def find(self, images: Tensor, batch_size: int = 64) -> list[list[Sighting]]:
         """Return the objects in each picture (B, 3, 64, 64), float in [-1, 1] or uint8."""
-        found = [[] for _ in images]
-        start = 0
+        found = []
         for batch in images.split(batch_size) if len(images) else ():
-            middles, names = self.network(self._prepare(batch))
-            sure = middles.sigmoid()
-            for picture, row, column in peaks(sure, self.network.threshold).nonzero().tolist():
-                label = LABELS[names[picture, :, row, column].argmax()]
+            heatmap, labels = self.network(self._prepare(batch))
+            probabilities, sightings = heatmap.sigmoid(), [[] for _ in batch]
+            cells = peaks(probabilities, self.network.threshold).nonzero().tolist()
+            for picture, row, column in cells:
+                label = LABELS[labels[picture, :, row, column].argmax()]
+                probability = probabilities[picture, row, column].item()
                 x, y = STRIDE * (column + 0.5), STRIDE * (row + 0.5)
-                probability = sure[picture, row, column].item()
-                found[start + picture].append(Sighting(label, x, y, probability))
-            start += len(batch)
+                sightings[picture].append(Sighting(label, x, y, probability))
+            found += sightings
         return found
 
     def count(self, images: Tensor) -> Tensor:
-        """Return (B, 24) int64: how often each label is in each picture."""
+        """Return (B, 24) int64: how often each label occurs in each picture."""
         counts = torch.zeros(len(images), NUM_LABELS, dtype=torch.int64)
         for row, sightings in zip(counts, self.find(images), strict=True):
             for sighting in sightings:
@@ -174,7 +173,7 @@ class Auditor:
 
     @torch.inference_mode()
     def features(self, images: Tensor, batch_size: int = 64) -> Tensor:
-        """Return what the network sees in pictures (B, 3, 64, 64), (B, 576) float32."""
+        """Return the network's features of pictures (B, 3, 64, 64), as (B, 576) float32."""
         parts = [self.network.features(self._prepare(x)).cpu() for x in images.split(batch_size)]
         return torch.cat(parts)
 
@@ -187,18 +186,18 @@ class Auditor:
         return images.contiguous(memory_format=torch.channels_last)
 
 
-def peaks(sure: Tensor, threshold: Tensor | float) -> Tensor:
-    """Return where the probabilities (B, H, W) of a middle are highest around, as (B, H, W)."""
-    highest = F.max_pool2d(sure[:, None], 2 * _RADIUS + 1, 1, _RADIUS)[:, 0]
-    return (sure == highest) & (sure >= threshold)
+def peaks(probabilities: Tensor, threshold: Tensor | float) -> Tensor:
+    """Return (B, H, W) bool: where a heatmap (B, H, W) has a maximum of at least the threshold."""
+    highest = F.max_pool2d(probabilities[:, None], 2 * _RADIUS + 1, 1, _RADIUS)[:, 0]
+    return (probabilities == highest) & (probabilities >= threshold)
 
 
 def compute_audit(counts: Tensor, wanted: Tensor, groups: Tensor | None = None) -> Audit:
-    """Return what became of pictures, with intervals, see `lab7.estimates.share`.
+    """Return the shares of right pictures and of mistakes, with intervals, see `share`.
 
     Args:
-        counts: (B, 24): how often each label is seen.
-        wanted: (B, 24): how often each should be.
+        counts: (B, 24): how often each label occurs.
+        wanted: (B, 24): how often each should.
         groups: (B,) integers; pictures with the same number share a condition and are resampled
             together. None: every picture has its own.
 
@@ -209,14 +208,14 @@ def compute_audit(counts: Tensor, wanted: Tensor, groups: Tensor | None = None) 
 
 
 def scene_ratios(counts: Tensor, wanted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Sort pictures by what became of them: what each adds above and below the line of an `Audit`.
+    """Return the numerators and denominators of an `Audit`, one for each picture.
 
     Args:
-        counts: (B, 24): how often each label is seen.
-        wanted: (B, 24): how often each should be.
+        counts: (B, 24): how often each label occurs.
+        wanted: (B, 24): how often each should.
 
     Returns:
-        By share two tensors (B,): whether a picture is of the kind, and ones.
+        By share two tensors (B,): whether a picture counts in it, and ones.
 
     Raises:
         UserError: Other shapes.
@@ -226,15 +225,15 @@ def scene_ratios(counts: Tensor, wanted: Tensor) -> dict[str, tuple[Tensor, Tens
             f"counts must both be (B, {NUM_LABELS}), not {tuple(counts.shape)} and "
             f"{tuple(wanted.shape)}"
         )
-    seen = counts.long().view(len(counts), -1, len(COLORS))  # by shape and color
-    asked = wanted.long().view_as(seen)
-    surplus = seen.sum((1, 2)) - asked.sum((1, 2))
-    same_colors = (seen.sum(1) == asked.sum(1)).all(1)
-    same_shapes = (seen.sum(2) == asked.sum(2)).all(1)
-    exact = (seen == asked).flatten(1).all(1)
+    counts, wanted = counts.long(), wanted.long()
+    surplus = counts.sum(1) - wanted.sum(1)
+    exact = (counts == wanted).all(1)
+    only_wanted = ((counts == 0) | (wanted > 0)).all(1)
+    by_shape, wanted_by_shape = (x.view(len(x), -1, len(COLORS)) for x in (counts, wanted))
+    same_colors = (by_shape.sum(1) == wanted_by_shape.sum(1)).all(1)
+    same_shapes = (by_shape.sum(2) == wanted_by_shape.sum(2)).all(1)
     swapped = ~exact & same_colors & same_shapes
-    only_asked = ((seen == 0) | (asked > 0)).flatten(1).all(1)
-    doubled = (surplus == 0) & ~exact & ~swapped & only_asked
+    doubled = (surplus == 0) & ~exact & ~swapped & only_wanted
     kinds = {
         "exact_scene": exact,
         "extra": surplus > 0,
@@ -247,7 +246,7 @@ def scene_ratios(counts: Tensor, wanted: Tensor) -> dict[str, tuple[Tensor, Tens
 
 
 class _Block(nn.Module):
-    """Two convolutions around a shortcut (He et al. 2016)."""
+    """A residual block of two convolutions (He et al. 2016)."""
 
     def __init__(self, channels: int):
         super().__init__()

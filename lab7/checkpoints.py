@@ -1,11 +1,10 @@
-"""The folder of a training run: states written atomically and verified when read, its log, its
-lock, what it is of, and stopping at a good moment."""
+"""The folder of a training run: its checkpoints (training states), lock, description and log."""
 
 import contextlib
-import errno
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
 import re
@@ -20,24 +19,16 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from lab7.errors import UserError
+from lab7.errors import UserError, user_files
 from lab7.experiments import TrainConfig
-from lab7.files import require_writable, write_atomically
+from lab7.files import read_json, require_writable, write_atomically
 from lab7.records import environment
 
-# What may differ between a run and its resumption: none of it changes the course of training.
-FREE_FIELDS = (
-    "precision",  # compared as it was resolved, see `Run.open`
-    "compile",
-    "log_every",
-    "save_every",
-    "sample_every",
-    "tensorboard",
-    "scheduler",
-    "num_inference_steps",
-    "guidance_scale",
-)
-LENGTH_FIELDS = ("num_steps", "budget_seconds")  # that may grow once a run is finished
+# Settings that may change when a run is resumed: they do not change its weights.
+_SAVING = ("log_every", "save_every", "sample_every", "tensorboard")
+FREE_FIELDS = ("compile", *_SAVING, "scheduler", "num_inference_steps", "guidance_scale")
+LENGTH_FIELDS = {"num_steps", "budget_seconds"}  # that may grow once a run is finished
+_PLACE = ("machine", "git_commit", "packages")  # noted anew where a run goes on elsewhere
 STATE_NAME = re.compile(r"step-(\d{8})-([0-9a-f]{16})\.pt")
 
 
@@ -57,34 +48,30 @@ def save_state(folder: str | Path, step: int, state: dict[str, Any], keep: int =
         The file.
 
     Raises:
-        OSError: It cannot be written; for a full disk the message says what to free.
+        UserError: It cannot be written; the message says where and how large it is.
     """
     folder, buffer = Path(folder), io.BytesIO()
-    folder.mkdir(parents=True, exist_ok=True)
     torch.save(state, buffer)
     content = buffer.getbuffer()
+
+    def write(file: io.BufferedWriter) -> None:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())  # before those that this one replaces are dropped
+
     path = folder / f"step-{step:08d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
-    unfinished = folder / f"unfinished-{os.getpid()}"
     try:
-        with open(unfinished, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        problem = (
-            f"no space left for a training state: free at least {len(content) / 1e6:.0f} MB; "
-            "the states before are kept"
-        )
-        raise OSError(errno.ENOSPC, problem, str(folder)) from None
-    finally:
-        unfinished.unlink(missing_ok=True)
-    _drop_old(folder, path, keep)
+        write_atomically(path, write)
+    except UserError as error:
+        size = f"{len(content) / 1e6:.0f} MB"
+        raise UserError(
+            f"no training state of {size} could be saved in {folder}: {error}"
+        ) from error
+    _drop_old(path, keep)
     return path
 
 
+@user_files()
 def load_latest(folder: str | Path, device: str | torch.device = "cpu") -> dict[str, Any] | None:
     """Read the latest intact training state.
 
@@ -101,23 +88,18 @@ def load_latest(folder: str | Path, device: str | torch.device = "cpu") -> dict[
     """
     paths = _list_states(Path(folder))
     for path in reversed(paths):
-        try:
-            return _read(path, device)
-        except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            reason = str(error).split("\n")[0]
-            warnings.warn(f"passing over the training state {path}: {reason}", stacklevel=2)
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest()[:16] != STATE_NAME.fullmatch(path.name)[2]:
+            problem = "its content does not match the checksum in its name"
+        else:
+            try:
+                return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+            except pickle.UnpicklingError as error:
+                problem = str(error).split("\n")[0]
+        warnings.warn(f"passing over the training state {path}: {problem}", stacklevel=3)
     if paths:
         raise UserError(f"every training state in {folder} is damaged: remove them to start anew")
     return None
-
-
-def _read(path: Path, device: str | torch.device) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest[:16] != STATE_NAME.fullmatch(path.name)[2]:
-            raise UserError("its contents do not match the checksum in its name")
-        file.seek(0)
-        return torch.load(file, map_location=device, weights_only=True)
 
 
 def _list_states(folder: Path) -> list[Path]:
@@ -125,32 +107,37 @@ def _list_states(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*.pt") if STATE_NAME.fullmatch(path.name))
 
 
-def _drop_old(folder: Path, newest: Path, keep: int) -> None:
-    states = _list_states(folder)
-    # States at or beyond this step are from a course of training that was not taken further.
-    step = newest.name[:13]
-    abandoned = [path for path in states if path.name[:13] >= step and path != newest]
-    earlier = [path for path in states if path.name[:13] < step]
-    for path in abandoned + earlier[: max(0, len(earlier) + 1 - keep)]:
-        path.unlink()
+def _drop_old(newest: Path, keep: int) -> None:
+    """Drop all states but the newest and those just before it; later ones were abandoned."""
+    states = _list_states(newest.parent)
+    earlier = [path for path in states if path.name[:13] < newest.name[:13]]
+    kept = [*earlier, newest][-keep:]
+    for path in states:
+        if path not in kept:
+            path.unlink()
+    for unfinished in newest.parent.glob(".step-*"):
+        unfinished.unlink()  # by a process that was killed
 
 
 @contextlib.contextmanager
 def in_use(folder: Path) -> Iterator[None]:
-    """Keep other processes from training into a folder meanwhile.
+    """Lock the folder of a run against other trainings; of several processes the first does.
 
     Raises:
-        UserError: Another process does already.
-        OSError: The folder cannot be written.
+        UserError: Another training has it, or it cannot be written.
     """
+    if int(os.environ.get("RANK", 0)) > 0:
+        yield
+        return
     require_writable(folder)
     lock = FileLock(folder / ".lock", blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise UserError(
-            f"{folder} is in use by another training: wait for its end, or choose another folder"
-        ) from None
+    with user_files():
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"{folder} is in use by another training: wait for its end, or choose another"
+            ) from None
     try:
         yield
     finally:
@@ -159,10 +146,10 @@ def in_use(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def postponed_interrupts() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl+C, a notebook's Stop and SIGTERM wait for a good moment; a second one does not.
+    """Postpone Ctrl+C, a notebook's Stop and SIGTERM until all is saved; not a second one.
 
     Yields:
-        A function that tells whether there was one; whoever asks must then stop.
+        A function that tells whether there was one; its caller must then save and stop.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False  # only the main thread gets signals
@@ -182,6 +169,7 @@ def postponed_interrupts() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
+@user_files()
 def open_folder(
     folder: Path,
     config: TrainConfig,
@@ -189,15 +177,15 @@ def open_folder(
     state: dict[str, Any] | None,
     resume: bool,
 ) -> None:
-    """Note in the folder of a run what the run is; without `resume`, empty it first.
+    """Write config.json and environment.json of a run; without `resume`, empty its folder first.
 
-    environment.json says where the run was started and, under "resumed", where it went on with
-    another machine, commit or packages.
+    environment.json describes where the run was started and, under "resumed", each place where it
+    went on with another machine, commit or packages.
 
     Args:
         folder: Of the run.
         config: Of this run.
-        facts: What else may not change while a run lasts: its pictures, its precision.
+        facts: What else must stay the same: its pictures, its precision.
         state: The latest in the folder, if there is one.
         resume: Whether the run may go on from it.
 
@@ -209,40 +197,38 @@ def open_folder(
             shutil.rmtree(folder / name, ignore_errors=True)
         for name in ("config.json", "environment.json", "log.jsonl"):
             (folder / name).unlink(missing_ok=True)
-    _check_same_run(folder, config, facts, state)
-    for unfinished in folder.glob("states/unfinished-*"):
-        unfinished.unlink()  # by a process that was killed
-    here, noted = environment(), read_environment(folder)
-    if noted:
-        starts = [noted, *noted.get("resumed", [])]
-        now = {name: here[name] for name in ("date", "machine", "git_commit", "packages")}
-        if any(starts[-1][name] != now[name] for name in now if name != "date"):
-            noted["resumed"] = [*starts[1:], now]
+    _require_same_run(folder, config, facts, state)
+    here = environment()
+    noted = read_environment(folder) or here | facts
+    starts = [noted, *noted.get("resumed", [])]
+    if any(starts[-1][name] != here[name] for name in _PLACE):
+        noted["resumed"] = [*starts[1:], {name: here[name] for name in ("date", *_PLACE)}]
     write_atomically(folder / "config.json", config.to_json())
-    noted = noted or here | facts
     write_atomically(folder / "environment.json", json.dumps(noted, indent=2) + "\n")
     _trim_log(folder / "log.jsonl", 0 if state is None else state["step"])
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
-    """Return where and with what a run was started; {} where none was."""
+    """Return the environment in which a run was started; {} where there is no run."""
     path = folder / "environment.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
-def _check_same_run(
+def _require_same_run(
     folder: Path, config: TrainConfig, facts: dict[str, Any], state: dict[str, Any] | None
 ) -> None:
-    path = folder / "config.json"
-    if not path.exists():
+    """Refuse to go on with a run of other settings, pictures or precision."""
+    if not (folder / "config.json").exists():
         return
-    before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(config.to_json())
+    now = json.loads(config.to_json()) | facts
+    # The precision counts as it was resolved: a fact, not the configuration's "auto".
+    before = facts | read_json(folder / "config.json") | {"precision": facts["precision"]}
+    before |= read_environment(folder)
     changed = [n for n in now if n not in FREE_FIELDS and before.get(n) != now[n]]
-    if set(changed) <= set(LENGTH_FIELDS) and _finished(state, before):
-        changed = []
-    noted = read_environment(folder)
-    changed += [name for name in facts if name in noted and noted[name] != facts[name]]
-    before, now = before | noted, now | facts
+    if set(changed) <= LENGTH_FIELDS and state is not None:
+        budget = before["budget_seconds"] or math.inf
+        if state["step"] >= before["num_steps"] or state["seconds"] >= budget:
+            return
     if changed:
         differences = "; ".join(f"{n} = {before.get(n)}, not {now[n]}" for n in changed)
         raise UserError(
@@ -251,23 +237,15 @@ def _check_same_run(
 
 
 def _trim_log(path: Path, step: int) -> None:
-    """Drop the rows beyond the state that a run goes on from: it will write them again."""
+    """Drop the rows after the state that a run resumes from: it will write them again."""
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         write_atomically(path, "".join(line for line in lines if _step(line) <= step))
 
 
 def _step(line: str) -> float:
-    """Return the step of a row of the log; a row that a full disk cut short is beyond all."""
+    """Return the step of a row of the log; infinity for a row that a full disk cut short."""
     try:
         return json.loads(line)["step"]
     except json.JSONDecodeError:
-        return float("inf")
-
-
-def _finished(state: dict[str, Any] | None, config: dict[str, Any]) -> bool:
-    """Tell whether a state is at the end of its run's steps or time."""
-    if state is None:
-        return False
-    budget = config.get("budget_seconds")
-    return state["step"] >= config["num_steps"] or (budget and state["seconds"] >= budget)
+        return math.inf

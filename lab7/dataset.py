@@ -1,9 +1,9 @@
 """The pictures of i-CLEVR with their conditions: the embedded set or the course's own folder.
 
 The embedded set keeps its pictures in one file, the pack `pictures.zip`: an AVIF strip for each
-scene, its three steps from left to right. The course's folder has one PNG per picture in `iclevr/`.
-Either is decoded once into a file of raw bytes in the user's cache, which later runs map into
-memory instead of reading it.
+scene, its three steps from left to right. The course has one PNG per picture, in folders that
+`lab7.layouts` finds. Either is decoded once into the user's cache, which later runs map into memory
+instead of reading the pictures.
 """
 
 import hashlib
@@ -11,37 +11,35 @@ import io
 import itertools
 import os
 import re
-import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-from lab7.errors import MissingFileError, UserError
-from lab7.files import read_json, write_atomically
+from lab7.cache import cached
+from lab7.errors import UserError, unknown, user_files
+from lab7.files import read_json
 from lab7.labels import LABELS, encode, load_conditions, load_objects, parse_labels
+from lab7.layouts import DATA_DIR, Root, find_layout
+from lab7.weight_files import explain_file
 
 IMAGE_SIZE = 64  # pixels a side
 STEPS = 3  # pictures of a scene: with one, two and three objects
 PICTURE_SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
 STRIP_SHAPE = (IMAGE_SIZE, STEPS * IMAGE_SIZE, 3)  # of a scene in a pack
-DATA_DIR = Path(__file__).resolve().parent.parent / "data"
 SCORED = ("test", "new_test")  # the condition files that the course scores
 CONDITION_FILES = (*SCORED, "valid", "unseen", "four_five")
 NUM_UNSEEN = 136  # triples in unseen: as many as the course's train.json leaves out
 
-_NUMBERED = re.compile(r"(0|[1-9][0-9]*)\.png")
 _STEP_NAME = re.compile(rf"(.+)_([0-{STEPS - 1}])\.png")
 _COURSE_SIZE = (320, 240)
 # Part of every cache key: to be raised when decoding changes, so that old caches are left alone.
-_CACHE_FORMAT = b"lab7 pictures 1"
+_CACHE_FORMAT = b"lab7 pictures 2"
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
@@ -54,6 +52,16 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
     return ((images.to(torch.float32) + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def squeeze(image: Image.Image) -> np.ndarray:
+    """Return a picture of any size as (3, 64, 64) uint8, the way the course's pipeline does.
+
+    That is what torchvision's Resize((64, 64)) does to a PIL image: bilinear, antialiased. Alpha is
+    dropped.
+    """
+    small = image.convert("RGB").resize((IMAGE_SIZE,) * 2, Image.Resampling.BILINEAR)
+    return np.asarray(small).transpose(2, 0, 1)
+
+
 def data_hash(images: torch.Tensor, conditions: torch.Tensor) -> str:
     """Return a SHA-256 of pictures (N, 3, 64, 64) uint8 and their conditions (N, 24)."""
     digest = hashlib.sha256()
@@ -62,17 +70,7 @@ def data_hash(images: torch.Tensor, conditions: torch.Tensor) -> str:
     return digest.hexdigest()
 
 
-def resolve_root(root: str | Path | None = None) -> Path:
-    """Return the data folder: the argument, else the one `LAB7_DATA` names, else the embedded set.
-
-    Raises:
-        MissingFileError: There is no such folder.
-        UserError: It is a file.
-    """
-    return _existing_folder(root or os.environ.get("LAB7_DATA") or DATA_DIR)
-
-
-def named_conditions(name: str, root: str | Path | None = None) -> list[tuple[str, ...]]:
+def named_conditions(name: str, root: Root = None) -> list[tuple[str, ...]]:
     """Return the conditions that go by a name in a data folder.
 
     The course's folder has test.json and new_test.json only. There `unseen` is drawn from the
@@ -80,36 +78,27 @@ def named_conditions(name: str, root: str | Path | None = None) -> list[tuple[st
     new_test and unseen hold.
 
     Args:
-        name: One of `CONDITION_FILES`.
-        root: Data folder, see `resolve_root`.
+        name: One of `CONDITION_FILES`, or of a file `<name>.json` in the folder.
+        root: Data folder, see `find_layout`.
 
     Raises:
         MissingFileError: A file is missing.
-        UserError: A file is no list of conditions.
+        UserError: A file is no list of conditions, or there is none of that name.
     """
-    root = resolve_root(root)
-    path = root / f"{name}.json"
+    layout = find_layout(root)
+    path = layout.labels / f"{name}.json"
     if path.exists() or name in SCORED:
         return load_conditions(path)
     if name == "unseen":
-        return _unseen_triples(root)
+        return _unseen_triples(layout.labels)
+    if name not in CONDITION_FILES:
+        raise unknown("condition file", name, CONDITION_FILES)
     conditions = load_conditions(DATA_DIR / path.name)
     if name == "valid":
-        others = [named_conditions(other, root) for other in (*SCORED, "unseen")]
+        others = [named_conditions(other, layout) for other in (*SCORED, "unseen")]
         taken = {frozenset(labels) for labels in itertools.chain(*others)}
         conditions = [labels for labels in conditions if frozenset(labels) not in taken]
     return conditions
-
-
-def cache_folder() -> Path:
-    """Return where things are kept that take long to compute: `LAB7_CACHE`, else the user's."""
-    cache = os.environ.get("LAB7_CACHE") or platformdirs.user_cache_dir("lab7", appauthor=False)
-    return Path(cache)
-
-
-def is_course(root: str | Path | None = None) -> bool:
-    """Return whether a data folder, see `resolve_root`, holds the course's pictures."""
-    return (resolve_root(root) / "iclevr").is_dir()
 
 
 class ICLEVRDataset(torch.utils.data.Dataset):
@@ -118,9 +107,12 @@ class ICLEVRDataset(torch.utils.data.Dataset):
     Rows stand in the order of the file names, that is by scene and then by step.
 
     Args:
-        root: Data folder, see `resolve_root`. A folder with `iclevr/` is the course's, with PNGs
-            of 320×240 (or 64×64); one with `pictures.zip` is an embedded set.
+        root: Data folder, see `find_layout`. The course's has PNGs of 320×240 (or 64×64); one with
+            `pictures.zip` is an embedded set.
         split: `<split>.json` maps picture names to labels. The course has "train".
+        pictures: Folder of the course's PNGs if they lie elsewhere, see `find_layout`.
+        rescan: Whether to read all pictures anew. Otherwise those in the cache are taken as long as
+            their folder keeps its time of change and its number of files.
 
     Attributes:
         images: (N, 3, 64, 64) uint8, mapped from the cache: changes stay in this process.
@@ -131,20 +123,32 @@ class ICLEVRDataset(torch.utils.data.Dataset):
 
     Raises:
         MissingFileError: The folder or the split's file does not exist.
-        UserError: The folder is not the course's, a label or picture is wrong or missing, or the
-            pack is broken; the message names it.
+        UserError: Files are missing, see `find_layout`; a label or picture is wrong or missing, or
+            the pack is broken; the message names it.
     """
 
-    def __init__(self, root: str | Path | None = None, split: str = "train"):
-        root = resolve_root(root)
-        _check_folder(root)
-        self.course = is_course(root)
-        load_objects(root / "objects.json")
-        labels = _load_labels(root / f"{split}.json")
+    def __init__(
+        self,
+        root: Root = None,
+        split: str = "train",
+        pictures: str | Path | None = None,
+        rescan: bool = False,
+    ):
+        layout = find_layout(root, pictures)
+        if layout.course and layout is not root:
+            print(layout.summary)
+        self.course = layout.course
+        load_objects(layout.labels / "objects.json")
+        labels = _load_labels(layout.labels / f"{split}.json")
+        if layout.pictures is None:
+            raise UserError(
+                f"the pictures for {layout.labels / split}.json are neither in the folder that was "
+                "named, two levels below nor beside it: name theirs by --pictures or LAB7_PICTURES"
+            )
         self.names = list(labels)
         self.labels = list(labels.values())
         self.conditions = encode(self.labels)
-        self.images = _load_pictures(root, self.names)
+        self.images = _load_pictures(layout.pictures, self.names, rescan)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -152,34 +156,6 @@ class ICLEVRDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a picture, (3, 64, 64) float32 in [-1, 1], and its condition, (24,) float32."""
         return to_float(self.images[index]), self.conditions[index]
-
-
-def load_images(folder: str | Path, count: int | None = None) -> torch.Tensor:
-    """Read the pictures `0.png, 1.png, …` of a folder.
-
-    Args:
-        folder: Holds PNGs of 64×64 (or 320×240); files with other names are left alone.
-        count: How many there have to be; None takes all.
-
-    Returns:
-        (N, 3, 64, 64) uint8, in the order of the numbers.
-
-    Raises:
-        MissingFileError: There is no such folder.
-        UserError: A picture is missing or unreadable, or there are more than `count`.
-    """
-    folder = _existing_folder(folder)
-    numbers = [int(name[1]) for name in map(_NUMBERED.fullmatch, os.listdir(folder)) if name]
-    if not numbers:
-        raise UserError(f"{folder} holds no pictures named 0.png, 1.png, …")
-    if count is None:
-        count = len(numbers)
-    elif max(numbers) >= count:
-        raise UserError(
-            f"{folder} holds {max(numbers)}.png, but just {count} pictures are wanted: "
-            f"0.png … {count - 1}.png, one for each condition"
-        )
-    return torch.from_numpy(_decode_folder(folder, [f"{number}.png" for number in range(count)]))
 
 
 def read_pack(path: str | Path) -> tuple[list[str], np.ndarray]:
@@ -217,15 +193,18 @@ def decode_pack(path: Path, names: Sequence[str]) -> np.ndarray:
     return images
 
 
-def in_threads(function: Callable, items: Sequence, description: str) -> Iterable:
-    """Yield function(item) in order, computed by a few threads, with a bar if it is long work."""
-    # disable=None shows the bar in a terminal only: a notebook that happens to fill the cache
-    # must not differ from one that finds it filled.
+def in_threads(
+    function: Callable, items: Sequence, description: str, anywhere: bool = False
+) -> Iterable:
+    """Yield function(item) in order, computed by a few threads, with a bar if it is long work.
+
+    The bar is for terminals, unless `anywhere`: a committed notebook that happens to fill the cache
+    must not differ from one that finds it filled.
+    """
+    disable = len(items) < 500 or (False if anywhere else None)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         results = pool.map(function, items)
-        yield from tqdm(
-            results, description, len(items), disable=len(items) < 500 or None, leave=False
-        )
+        yield from tqdm(results, description, len(items), disable=disable, leave=False)
 
 
 def _unseen_triples(root: Path) -> list[tuple[str, ...]]:
@@ -234,25 +213,6 @@ def _unseen_triples(root: Path) -> list[tuple[str, ...]]:
     unseen = [t for t in itertools.combinations(LABELS, 3) if frozenset(t) not in shown]
     drawn = np.random.default_rng(0).permutation(len(unseen))[:NUM_UNSEEN]
     return [unseen[i] for i in sorted(drawn)]
-
-
-def _existing_folder(folder: str | Path) -> Path:
-    folder = Path(folder).expanduser()
-    if not folder.exists():
-        raise MissingFileError(f"no folder {folder}")
-    if not folder.is_dir():
-        raise UserError(f"{folder} is a file, not a folder")
-    return folder
-
-
-def _check_folder(root: Path) -> None:
-    missing = [name for name in ("objects.json", "train.json") if not (root / name).is_file()]
-    if not (root / "iclevr").is_dir() and not (root / "pictures.zip").is_file():
-        missing.append("iclevr/ (or pictures.zip)")
-    if missing:
-        parent = root.resolve().parent
-        hint = f": did you mean {parent}?" if (parent / "train.json").is_file() else ""
-        raise UserError(f"{root} is no i-CLEVR folder, it lacks {', '.join(missing)}{hint}")
 
 
 def _load_labels(path: Path) -> dict[str, tuple[str, ...]]:
@@ -268,96 +228,55 @@ def _load_labels(path: Path) -> dict[str, tuple[str, ...]]:
     return labels
 
 
-def _load_pictures(root: Path, names: list[str]) -> torch.Tensor:
-    """Return (N, 3, 64, 64) uint8 pictures, from the cache where it has them."""
-    if (root / "iclevr").is_dir():
-        source, decode, parts = root / "iclevr", _decode_folder, _describe_folder(root / "iclevr")
-    else:
-        source, decode = root / "pictures.zip", decode_pack
-        parts = [source.read_bytes()]
-    key = hashlib.sha256(b"\n".join([_CACHE_FORMAT, "\n".join(names).encode(), *parts]))
-    cache = cache_folder()
-    path = cache / f"pictures-{key.hexdigest()[:32]}.bin"
-    images = _map_cache(path, len(names))
-    if images is None:
-        images = decode(source, names)
-        try:
-            write_atomically(path, lambda file: _dump(file, images))
-        except OSError as error:
-            warnings.warn(
-                f"pictures are kept in memory and decoded again next time: no cache in "
-                f"{cache} ({error.strerror}); set LAB7_CACHE to a folder",
-                stacklevel=3,
-            )
-    return torch.from_numpy(images)
-
-
-def _dump(file: io.BufferedWriter, images: np.ndarray) -> None:
-    file.write(images)
-    file.write(zlib.crc32(images).to_bytes(4, "little"))
-
-
-def _map_cache(path: Path, count: int) -> np.ndarray | None:
-    """Map a cache file copy-on-write, or return None where there is none that is intact."""
-    size = count * int(np.prod(PICTURE_SHAPE))
-    try:
-        if path.stat().st_size != size + 4:
-            return None
-        content = np.memmap(path, np.uint8, mode="c")
-    except OSError:
-        return None
-    # The source is known by its SHA-256 in the file's name. This check is against damage only, and
-    # CRC-32 needs 0.04 s for the whole set where SHA-256 needs 0.15 to 0.7, more than all the rest.
-    if zlib.crc32(content[:size]) != int.from_bytes(content[size:].tobytes(), "little"):
-        return None
-    return content[:size].reshape(count, *PICTURE_SHAPE)
-
-
-def _describe_folder(folder: Path) -> list[bytes]:
-    """Name, size and time of change of every picture: reading them all would take a minute."""
-    with os.scandir(folder) as entries:
-        files = sorted((entry.name, entry.stat()) for entry in entries)
-    return [
-        str(folder.resolve()).encode(),
-        repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]).encode(),
-    ]
+def _load_pictures(source: Path, names: list[str], rescan: bool) -> torch.Tensor:
+    """Return the pictures (N, 3, 64, 64) uint8 of a folder or pack, from the cache if it can."""
+    with user_files():
+        if source.is_dir():  # to ask after each file would take a minute on a network drive
+            state = f"{source.resolve()} {source.stat().st_mtime_ns} {len(os.listdir(source))}"
+            decode, content = _decode_folder, state.encode()
+        else:
+            decode, content = decode_pack, source.read_bytes()
+    key = hashlib.sha256(b"\n".join([_CACHE_FORMAT, "\n".join(names).encode(), content]))
+    name = f"pictures-{key.hexdigest()[:32]}"
+    return torch.from_numpy(cached(name, lambda: decode(source, names), rescan))
 
 
 def _decode_folder(folder: Path, names: Sequence[str]) -> np.ndarray:
     """Read PNGs into (N, 3, 64, 64) uint8."""
-    present = set(os.listdir(folder))
-    missing = [name for name in names if name not in present]
+    missing = sorted(set(names).difference(os.listdir(folder)))
     if missing:
-        more = f" and {len(missing) - 1} more of {len(names)} pictures" if missing[1:] else ""
-        raise UserError(f"{folder} lacks {missing[0]}{more}")
+        raise UserError(
+            f"{folder} lacks {len(missing):,} of {len(names):,} pictures, first of all "
+            f"{missing[0]}: unpack iclevr.zip again"
+        )
     images = np.empty((len(names), *PICTURE_SHAPE), np.uint8)
     paths = [folder / name for name in names]
-    for row, picture in enumerate(in_threads(_read_png, paths, "reading pictures")):
-        images[row] = picture.transpose(2, 0, 1)
+    for row, picture in enumerate(in_threads(_read_png, paths, "reading pictures", anywhere=True)):
+        images[row] = picture
     return images
 
 
 def _read_png(path: Path) -> np.ndarray:
-    """Read one picture as the course's pipeline does: drop alpha, squeeze to 64×64."""
+    """Read one picture of the course into (3, 64, 64) uint8, see `squeeze`."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             size, mode = image.size, image.mode
             allowed = size in (_COURSE_SIZE, (IMAGE_SIZE,) * 2) and mode in ("RGB", "RGBA")
-            if allowed:
-                # What torchvision's Resize((64, 64)) does to a PIL image: bilinear, antialiased.
-                small = image.convert("RGB").resize((IMAGE_SIZE,) * 2, Image.Resampling.BILINEAR)
+            picture = squeeze(image) if allowed else None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no complete PNG picture: {error}") from None
+        what = explain_file(path) or f"is no complete PNG picture: {error}"
+        raise UserError(f"{path} {what}") from None
     if not allowed:
         raise UserError(
             f"{path} is {size[0]}×{size[1]} {mode}: pictures are 320×240 or 64×64, RGB or RGBA"
         )
-    return np.asarray(small)
+    return picture
 
 
 def _open_pack(path: Path) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(path)
+        with user_files():
+            return zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
         raise UserError(f"{path} is a broken pack: {error}") from None
 

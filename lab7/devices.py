@@ -1,8 +1,11 @@
-"""Where and how to compute: the device, bfloat16, torch.compile."""
+"""Device, precision and torch.compile of a training, and an estimate of its time."""
 
 import ctypes
+import functools
+import logging
 import os
 import platform
+import re
 import shutil
 import time
 import warnings
@@ -14,10 +17,11 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, is_tensorboard_available
-from torch import Tensor
 
-from lab7.errors import UserError
-from lab7.experiments import PRECISIONS, TrainConfig
+from lab7.dataset import IMAGE_SIZE
+from lab7.errors import UserError, unknown
+from lab7.experiments import CHOICES, TrainConfig
+from lab7.labels import NUM_LABELS
 from lab7.model import ConditionalUNet
 
 _FEW_PICTURES = 8  # on which speed is measured
@@ -25,7 +29,10 @@ PRECISIONS_BY_DEVICE = {"cpu": ("auto", "float32", "bfloat16"), "mps": ("auto", 
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """Return the device that is named, or without a name the best there is: a GPU if there is one.
+    """Return the named device; without a name the best there is, a GPU before the CPU.
+
+    Instead of a GPU that the installed PyTorch has no code for it returns the CPU, and logs that
+    once, in one line.
 
     Args:
         device: For instance "cuda", "cuda:1", "mps" or "cpu".
@@ -40,14 +47,45 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     count = 1 if kind == "cpu" else torch.accelerator.device_count()
     if kind not in available or (number and not (number.isdigit() and int(number) < count)):
         raise UserError(f"no device {name!r} here: choose one of {', '.join(available)}")
-    return torch.device(name)
+    usable = kind != "cuda" or _has_code(int(number or 0))
+    return torch.device(name if usable else "cpu")
+
+
+@functools.cache
+def _has_code(gpu: int) -> bool:
+    """Tell whether the installed PyTorch has code for a GPU; if not, log it.
+
+    Binary code, sm_XY, runs on compute capabilities X.Y and above with the same X; PTX code,
+    compute_XY, is compiled for any from X.Y up (CUDA C++ Programming Guide).
+    """
+    built = torch.cuda.get_arch_list()
+    with warnings.catch_warnings(action="ignore"):  # PyTorch's own fill a screen
+        major, minor = torch.cuda.get_device_capability(gpu)
+    codes = re.findall(r"(sm|compute)_(\d+)(\d)", " ".join(built))
+    for kind, x, y in codes:
+        if (int(x), int(y)) <= (major, minor) and (kind == "compute" or int(x) == major):
+            return True
+    if codes:  # AMD's GPUs have none
+        logging.getLogger(__name__).warning(
+            f"this PyTorch has no code for {torch.cuda.get_device_name(gpu)} (compute capability "
+            f"{major}.{minor}; it has {', '.join(built)}): using the CPU"
+        )
+    return not codes
+
+
+def prepare_device(device: torch.device) -> torch.device:
+    """Prepare a device for training; with several processes on GPUs each gets its own."""
+    if device.type == "cpu":
+        keep_freed_memory()
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return PartialState(cpu=device.type == "cpu").device if several else device
 
 
 def bfloat16_is_faster(device: torch.device, work: Callable[[], Any]) -> bool:
-    """Tell whether some work should run under bfloat16 autocast.
+    """Tell whether some work is faster under bfloat16 autocast.
 
-    A GPU that has bfloat16 is faster with it. A processor may have instructions for it or may
-    emulate it at a fraction of the speed, so there the work is timed both ways.
+    A GPU with bfloat16 is. A CPU may have instructions for it, or emulate it at a fraction of the
+    speed, so there the work is timed both ways.
 
     Args:
         device: Where the work runs.
@@ -55,27 +93,106 @@ def bfloat16_is_faster(device: torch.device, work: Callable[[], Any]) -> bool:
     """
     if device.type != "cpu":
         return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    seconds = {False: [], True: []}
-    for _ in range(3):
-        for bfloat16, times in seconds.items():
-            started = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-                work()
-            times.append(time.perf_counter() - started)
-    return min(seconds[True]) < min(seconds[False])
+    return _seconds(device, work, bfloat16=True) < _seconds(device, work, bfloat16=False)
+
+
+def _seconds(device: torch.device, work: Callable[[], Any], bfloat16: bool) -> float:
+    """Time some work with or without autocast: the fastest of three runs, or of fewer long ones."""
+    times = []
+    while len(times) < 3 and sum(times) < 3:
+        started = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            work()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def estimate_seconds(config: TrainConfig, device: torch.device) -> float:
+    """Estimate from a few pictures how long a training takes on an otherwise idle device.
+
+    The optimizer, the average and the samples are not included: about a tenth more.
+    """
+    unet = ConditionalUNet(**config.unet).to(device)
+    bfloat16 = choose_precision(config, unet) != "float32"
+    seconds = _seconds(device, lambda: _train_a_little(unet), bfloat16)
+    return seconds / _FEW_PICTURES * config.batch_size * config.num_steps
+
+
+def _train_a_little(unet: ConditionalUNet) -> None:
+    """Run a forward and a backward pass of a few pictures, and wait for the device."""
+    xt = torch.zeros(_FEW_PICTURES, 3, IMAGE_SIZE, IMAGE_SIZE, device=unet.device)
+    cond = torch.zeros(_FEW_PICTURES, NUM_LABELS, device=unet.device)
+    loss = unet(xt, 0, cond).sample.mean()
+    loss.backward()
+    unet.zero_grad()
+    loss.item()
+
+
+def choose_precision(config: TrainConfig, unet: ConditionalUNet, before: str | None = None) -> str:
+    """Return the precision to train a network in: "float32", "bfloat16" or "float16".
+
+    Args:
+        config: The run.
+        unet: Its network, on the device of the training.
+        before: What "auto" meant when the run was started; None: it starts now.
+
+    Raises:
+        UserError: The device does not have the precision that the configuration asks for.
+    """
+    allowed = PRECISIONS_BY_DEVICE.get(unet.device.type, CHOICES["precision"])
+    if config.precision not in allowed:
+        raise unknown(f"precision on {unet.device.type}", config.precision, allowed)
+    if config.precision != "auto":
+        return config.precision
+    if before is None:
+        faster = bfloat16_is_faster(unet.device, lambda: _train_a_little(unet))
+        before = "bfloat16" if faster else "float32"
+    return broadcast_object_list([before])[0]  # the timings of processes may differ
+
+
+def should_compile(config: TrainConfig, device: torch.device) -> bool:
+    """Tell whether a run wants `torch.compile`, see `TrainConfig.compile`."""
+    pays_off = device.type == "cuda" and config.num_steps >= 2000
+    return pays_off if config.compile is None else config.compile
 
 
 def has_compiler() -> bool:
-    """Tell whether a C++ compiler is there, which `torch.compile` needs on a processor."""
+    """Tell whether a C++ compiler is there, which `torch.compile` needs."""
     names = (os.environ.get("CXX"), "c++", "g++", "clang++", "cl")
     return any(shutil.which(name) for name in names if name)
 
 
-def keep_freed_memory() -> bool:
-    """Let this process keep the memory of freed tensors for its next ones; glibc only.
+def build_accelerator(
+    config: TrainConfig, device: torch.device, folder: Path, precision: str
+) -> Accelerator:
+    """Make the Accelerator of a training: precision, torch.compile, processes, TensorBoard.
 
-    glibc gives large blocks back to the system at once, which then has to clear every page anew: a
-    third of a training step of a large network on a processor. See mallopt(3).
+    Args:
+        config: The run.
+        device: Of the training.
+        folder: Of the run.
+        precision: See `choose_precision`.
+    """
+    compiled = should_compile(config, device) and has_compiler()
+    if config.compile and not compiled:
+        warnings.warn("no C++ compiler found: training without torch.compile", stacklevel=4)
+    # Accelerate keeps the precision of the first Accelerator for the life of the process.
+    AcceleratorState._reset_state(reset_partial_state=PartialState().num_processes == 1)
+    return Accelerator(
+        mixed_precision={"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[precision],
+        dynamo_backend="inductor" if compiled else "no",
+        cpu=device.type == "cpu",
+        device_placement=False,  # it would move a network on cuda:1 to cuda:0
+        log_with="tensorboard" if config.tensorboard and is_tensorboard_available() else None,
+        project_dir=folder,
+    )
+
+
+def keep_freed_memory() -> bool:
+    """Let this process reuse the memory of freed tensors; glibc only.
+
+    glibc returns large blocks to the system at once, which then has to clear every page again: a
+    third of a training step of a large network on a CPU. See mallopt(3).
 
     Returns:
         Whether it could be done.
@@ -85,81 +202,3 @@ def keep_freed_memory() -> bool:
     trim_threshold, mmap_max, most = -1, -4, 2**31 - 1
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, most))
-
-
-def choose_precision(unet: ConditionalUNet) -> str:
-    """Choose "bfloat16" autocast or "float32" for training a network where it is."""
-    faster = bfloat16_is_faster(unet.device, lambda: _train_a_little(unet))
-    return "bfloat16" if faster else "float32"
-
-
-def estimate_seconds(config: TrainConfig, device: torch.device) -> float:
-    """Estimate how long a training takes on a device that does nothing else, from a few pictures.
-
-    Muon, the average and the samples come on top: about a tenth.
-    """
-    unet = ConditionalUNet(**config.unet).to(device)
-    precision = choose_precision(unet) if config.precision == "auto" else config.precision
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision != "float32"):
-            _train_a_little(unet).item()  # a GPU is waited for
-        seconds.append(time.perf_counter() - started)
-    return min(seconds) / _FEW_PICTURES * config.batch_size * config.num_steps
-
-
-def _train_a_little(unet: ConditionalUNet) -> Tensor:
-    """Do a forward and a backward pass of a few black pictures, and return the loss."""
-    config = unet.config
-    shape = (_FEW_PICTURES, config.in_channels, config.sample_size, config.sample_size)
-    cond = torch.zeros(_FEW_PICTURES, config.num_labels, device=unet.device)
-    loss = unet(torch.zeros(shape, device=unet.device), 0, cond).sample.mean()
-    loss.backward()
-    unet.zero_grad()
-    return loss.detach()
-
-
-def should_compile(config: TrainConfig, device: torch.device) -> bool:
-    """Tell whether a run wants `torch.compile`, see `TrainConfig.compile`."""
-    if config.compile is not None:
-        return config.compile
-    return device.type == "cuda" and config.num_steps >= 2000
-
-
-def build_accelerator(
-    config: TrainConfig, unet: ConditionalUNet, folder: Path, precision: str | None
-) -> Accelerator:
-    """Make what computes a training: precision, torch.compile, processes, TensorBoard.
-
-    Args:
-        config: The run.
-        unet: Its network, where it shall be trained.
-        folder: Of the run.
-        precision: What "auto" means in a run that was started before; None: choose now.
-
-    Raises:
-        UserError: The device does not have that precision.
-    """
-    allowed = PRECISIONS_BY_DEVICE.get(unet.device.type, PRECISIONS)
-    if config.precision not in allowed:
-        raise UserError(
-            f"precision {config.precision!r} is not for {unet.device.type}: choose one of "
-            f"{', '.join(allowed)}"
-        )
-    if config.precision != "auto":
-        precision = config.precision
-    precision = precision or choose_precision(unet)
-    precision = broadcast_object_list([precision])[0]  # the timings of processes may differ
-    compiled = should_compile(config, unet.device) and has_compiler()
-    if config.compile and not compiled:
-        warnings.warn("no C++ compiler found: training without torch.compile", stacklevel=4)
-    # Accelerate keeps the precision of the first Accelerator for the life of the process.
-    AcceleratorState._reset_state(reset_partial_state=PartialState().num_processes == 1)
-    return Accelerator(
-        mixed_precision={"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[precision],
-        dynamo_backend="inductor" if compiled else "no",
-        cpu=unet.device.type == "cpu",
-        log_with="tensorboard" if config.tensorboard and is_tensorboard_available() else None,
-        project_dir=folder,
-    )

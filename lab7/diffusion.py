@@ -1,7 +1,5 @@
 """The diffusion process: noise schedules, what a network predicts, the loss, samplers by name."""
 
-import difflib
-from collections.abc import Collection
 from pathlib import Path
 
 import diffusers
@@ -16,13 +14,12 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor
 from torch.nn import functional as F
 
-from lab7.errors import UserError
+from lab7.errors import UserError, unknown
+from lab7.files import read_json
 
-# What of a scheduler's settings is the noise schedule; the others are the sampler's.
-NOISE = (
-    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
-    *("rescale_betas_zero_snr", "prediction_type"),
-)
+# The settings of a scheduler that are its noise schedule; the others are the sampler's.
+_BETAS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
+NOISE = ("num_train_timesteps", "prediction_type", *_BETAS)
 # For DPM-Solver the cosine schedule's end (log-SNR below -5.1, where beta was clipped) is left out,
 # as diffusers advises. What is not named here is diffusers' default.
 _SOLVER = {"lambda_min_clipped": -5.1}
@@ -36,17 +33,17 @@ SAMPLERS = {
 }
 STOCHASTIC = ("ddpm", "sde-dpmsolver++")  # those that add fresh noise at each step
 # By the names that saved pipelines hold; diffusers' own DDIM becomes "ddim" here.
-CLASSES = {cls.__name__: cls for cls in (DDIMScheduler, *(cls for cls, _ in SAMPLERS.values()))}
+CLASSES = {cls.__name__: cls for cls, _ in SAMPLERS.values()} | {"DDIMScheduler": DDIMScheduler}
 
 
 def convert_scheduler(scheduler: diffusers.SchedulerMixin, name: str) -> diffusers.SchedulerMixin:
-    """Make the sampler of a name for the noise schedule of a given scheduler.
+    """Make the named sampler, with the noise schedule of a given scheduler.
 
-    Of the given one nothing but the noise schedule is taken over, so that a sampler of a name is
-    the same wherever it comes from. None of them clips x0: the pipeline does.
+    Nothing but the noise schedule is taken from the given scheduler, so a name always means the
+    same sampler. No sampler clips x0: the pipeline does.
 
     Args:
-        scheduler: Any scheduler of the noise schedule.
+        scheduler: Any scheduler with the noise schedule.
         name: Case and an ending "Scheduler" do not matter. One of
             "ddpm": ancestral sampling (Ho et al. 2020, eq. 7), with fresh noise at each step;
             "ddim": without noise (J. Song et al. 2021, eq. 12 with σ = 0). It is DPM-Solver++ of
@@ -62,7 +59,10 @@ def convert_scheduler(scheduler: diffusers.SchedulerMixin, name: str) -> diffuse
     Raises:
         UserError: If there is no sampler of that name.
     """
-    cls, settings = SAMPLERS[_known(_short(name), SAMPLERS)]
+    name = _short(name)
+    if name not in SAMPLERS:
+        raise unknown("scheduler", name, SAMPLERS)
+    cls, settings = SAMPLERS[name]
     noise = {key: scheduler.config[key] for key in NOISE if key in scheduler.config}
     return cls(**noise, **settings)
 
@@ -76,7 +76,9 @@ def scheduler_name(scheduler: diffusers.SchedulerMixin) -> str:
     name = _short(type(scheduler).__name__)
     if isinstance(scheduler, DPMSolverMultistepScheduler):
         name = "ddim" if scheduler.config.solver_order == 1 else scheduler.config.algorithm_type
-    return _known(name, SAMPLERS)
+    if name not in SAMPLERS:
+        raise unknown("scheduler", name, SAMPLERS)
+    return name
 
 
 def load_scheduler(folder: Path, class_name: str) -> diffusers.SchedulerMixin:
@@ -87,9 +89,11 @@ def load_scheduler(folder: Path, class_name: str) -> diffusers.SchedulerMixin:
         class_name: Of the scheduler in diffusers, from model_index.json.
 
     Raises:
-        UserError: If it is none of the samplers offered.
+        UserError: If it is none of the samplers offered, or the file is missing or broken.
     """
-    return CLASSES[_known(class_name, CLASSES)].from_pretrained(folder)
+    if class_name not in CLASSES:
+        raise unknown("scheduler", class_name, CLASSES)
+    return CLASSES[class_name].from_config(dict(read_json(folder / "scheduler_config.json")))
 
 
 def set_steps(scheduler: diffusers.SchedulerMixin, num_inference_steps: int) -> None:
@@ -166,7 +170,7 @@ def diffusion_loss(
 def predict_x0(
     scheduler: diffusers.SchedulerMixin, prediction: Tensor, t: int, xt: Tensor
 ) -> Tensor:
-    """Compute the x0 that a network's prediction at t stands for.
+    """Compute x0 from a network's prediction at t.
 
     Args:
         scheduler: Gives alphas_cumprod and the type of the prediction.
@@ -175,8 +179,8 @@ def predict_x0(
         xt: Noisy pictures of variance 1 as the network saw them (B, 3, H, W).
 
     Returns:
-        x0 (B, 3, H, W), not clipped: for epsilon from eq. 4 of Ho et al. 2020, for v from
-        appendix D of Salimans & Ho 2022.
+        x0 (B, 3, H, W), not clipped; for epsilon by eq. 4 of Ho et al. 2020, for v by appendix D
+        of Salimans & Ho 2022.
     """
     alpha, sigma = _alpha_sigma(scheduler, t)
     kind = scheduler.config.prediction_type
@@ -188,7 +192,7 @@ def predict_x0(
 
 
 def prediction_of(scheduler: diffusers.SchedulerMixin, x0: Tensor, t: int, xt: Tensor) -> Tensor:
-    """Compute the prediction at t that stands for x0: the inverse of `predict_x0`."""
+    """Compute the prediction at t from x0: the inverse of `predict_x0`."""
     alpha, sigma = _alpha_sigma(scheduler, t)
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
@@ -199,18 +203,9 @@ def prediction_of(scheduler: diffusers.SchedulerMixin, x0: Tensor, t: int, xt: T
 
 
 def _alpha_sigma(scheduler: diffusers.SchedulerMixin, t: int) -> tuple[float, float]:
-    """Return what x0 and the noise are multiplied by at t: √ᾱ and √(1 - ᾱ)."""
+    """Return the factors of x0 and of the noise at t: √ᾱ and √(1 - ᾱ)."""
     alpha_bar = float(scheduler.alphas_cumprod[t])
     return alpha_bar**0.5, (1 - alpha_bar) ** 0.5
-
-
-def _known(name: str, choices: Collection[str]) -> str:
-    if name not in choices:
-        close = difflib.get_close_matches(name, choices, 1, cutoff=0)[0]
-        raise UserError(
-            f"unknown scheduler {name!r}: did you mean {close!r}? Choose one of {sorted(choices)}"
-        )
-    return name
 
 
 def _short(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Numbers with their 95 % intervals over conditions."""
+"""Estimates with their 95 % intervals over conditions, from what each picture contributes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,32 +27,33 @@ class Estimate:
     total: int | None = None
 
 
-def share(above: Values, below: Values, groups: Values | None = None) -> Estimate:
-    """Estimate a ratio of two sums over pictures, where `above` counts some of `below`.
+def share(numerators: Values, denominators: Values, groups: Values | None = None) -> Estimate:
+    """Estimate a share: the sum of numerators over the sum of denominators, for instance hits.
 
-    The interval is the percentile bootstrap over groups (Efron and Tibshirani, “An Introduction to
-    the Bootstrap”, 1993): 2,000 resamples, always the same. Where the ratio is 0 or 1 the bootstrap
-    would give no width, and it is Wilson's interval for as many trials as there are groups.
+    The interval is the percentile bootstrap over groups, a cluster bootstrap (Efron and
+    Tibshirani, “An Introduction to the Bootstrap”, 1993): 2,000 resamples, always the same. Where
+    the share is 0 or 1 the bootstrap would give no width, and the interval is Wilson's for as many
+    trials as there are groups.
 
     Args:
-        above: (B,), what each picture adds to the sum above the line.
-        below: (B,), and to that below; 0 / 0 counts as 0.
+        numerators: (B,), one for each picture.
+        denominators: (B,), likewise; 0 / 0 counts as 0.
         groups: (B,) integers; pictures with the same number share a condition and are resampled
             together. None: every picture by itself.
 
     Raises:
         UserError: `groups` of another shape.
     """
-    value, low, high, count = _bootstrap(_ratio, [above, below], groups)
+    value, low, high, count = _bootstrap(_ratio, [numerators, denominators], groups)
     if value in (0, 1):
         alike = wilson(round(value) * count, count)
         low, high = alike.low, alike.high
-    hits, total = (round(float(np.asarray(column).sum())) for column in (above, below))
+    hits, total = (round(float(np.sum(np.asarray(x)))) for x in (numerators, denominators))
     return Estimate(value, low, high, hits, total)
 
 
 def mean(values: Values, groups: Values | None = None) -> Estimate:
-    """Estimate the mean of a measure (B,) over pictures, with the bootstrap that `share` takes."""
+    """Estimate the mean of values (B,), with the bootstrap over groups of `share`."""
     value, low, high, _ = _bootstrap(_ratio, [values, np.ones(len(values))], groups)
     return Estimate(value, low, high)
 
@@ -60,13 +61,13 @@ def mean(values: Values, groups: Values | None = None) -> Estimate:
 def difference(
     first: tuple[Values, Values], second: tuple[Values, Values], groups: Values | None = None
 ) -> Estimate:
-    """Estimate by how much one ratio of sums is above another of the same groups.
+    """Estimate the difference of two shares, first minus second, over the same groups.
 
     The bootstrap is paired: a resample takes the same groups for both.
 
     Args:
-        first: What each picture adds above and below the line, see `share`; (B,) each.
-        second: The same of the other ratio; (B,) each.
+        first: Numerators and denominators, see `share`; (B,) each.
+        second: The same of the other share; (B,) each.
         groups: (B,), see `share`.
     """
     value, low, high, _ = _bootstrap(

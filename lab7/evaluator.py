@@ -5,24 +5,22 @@ defined here and nowhere else. A score comes with a 95 % interval over condition
 move if other conditions of the same kind had been drawn.
 """
 
-import pickle
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from torchvision.models import resnet18
 
-from lab7.dataset import DATA_DIR, IMAGE_SIZE, resolve_root, to_float
+from lab7.dataset import IMAGE_SIZE, to_float
 from lab7.devices import choose_device
-from lab7.errors import MissingFileError, UserError
+from lab7.errors import UserError
 from lab7.estimates import Estimate, Values, share
-from lab7.files import write_atomically
+from lab7.files import user_path
 from lab7.labels import NUM_LABELS
+from lab7.layouts import DATA_DIR, Root, find_layout, only
+from lab7.weight_files import read_weights, save_weights
 
 WEIGHTS = DATA_DIR / "weights" / "evaluator.safetensors"
 THRESHOLD = 0.5  # a label counts as seen from this probability on
@@ -91,24 +89,24 @@ class Evaluator:
         cls,
         path: str | Path | None = None,
         device: str | torch.device | None = None,
-        root: str | Path | None = None,
+        root: Root = None,
     ) -> "Evaluator":
         """Load trained weights.
 
         Args:
-            path: Our weights (`*.safetensors`) or the course's `checkpoint.pth`, whose weights
-                are under the key "model". None takes `checkpoint.pth` from the data folder where
-                there is one, else the weights that come with the project.
+            path: Weights of safetensors or of PyTorch, wrapped as `read_weights` says. None takes
+                the course's `checkpoint.pth` where the data folder has one, else the weights that
+                come with the project.
             device: See `Evaluator`.
-            root: Data folder, see `resolve_root`.
+            root: Data folder, see `find_layout`.
 
         Raises:
             MissingFileError: There is no such file.
-            UserError: It does not hold weights of this network, or anything but weights.
+            UserError: It does not hold weights of this network, see `read_weights`.
         """
         network = build_network()
-        path = default_weights(root) if path is None else Path(path)
-        _fill(network, _read_weights(path), path)
+        path = default_weights(root) if path is None else user_path(path)
+        network.load_state_dict(read_weights(path, network.state_dict(), "the course's ResNet-18"))
         evaluator = cls(network, device)
         evaluator.path = path
         return evaluator
@@ -147,15 +145,6 @@ class Evaluator:
         See `top_k_accuracy`.
         """
         return top_k_accuracy(self.predict(images), labels)
-
-
-def save_weights(network: nn.Module, path: str | Path) -> None:
-    """Write weights as safetensors: matrices in float16, the few others as they are."""
-    tensors = {
-        name: (tensor.half() if tensor.ndim > 1 else tensor).cpu().contiguous()
-        for name, tensor in network.state_dict().items()
-    }
-    write_atomically(Path(path), safetensors.torch.save(tensors))
 
 
 def top_k_accuracy(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
@@ -253,47 +242,7 @@ def compute_scores(
     return Scores.of(label_ratios(hits, seen, labels.cpu()), groups)
 
 
-def default_weights(root: str | Path | None = None) -> Path:
-    """Return the weights that `Evaluator.load()` takes for a data folder, see `resolve_root`."""
-    course = resolve_root(root) / "checkpoint.pth"
-    return course if course.exists() else WEIGHTS
-
-
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise MissingFileError(f"no evaluator weights {path}")
-    if path.suffix == ".safetensors":
-        try:
-            return safetensors.torch.load_file(path)
-        except SafetensorError as error:
-            raise UserError(f"{path} is no safetensors file: {error}") from None
-    try:
-        with warnings.catch_warnings(action="ignore"):  # about a file that is refused anyway
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path} is refused: it is no checkpoint, or holds more than weights, "
-            "which could run code"
-        ) from None
-    except (RuntimeError, EOFError, KeyError, ValueError):
-        raise UserError(f"{path} is no checkpoint that PyTorch can read") from None
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
-        raise UserError(f"{path} is no checkpoint of the course: it has no weights under 'model'")
-    return checkpoint["model"]
-
-
-def _fill(network: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Put weights into a network, or name the first that does not fit."""
-    for name, tensor in network.state_dict().items():
-        found = weights.get(name)
-        if not isinstance(found, torch.Tensor):
-            raise UserError(f"{path} does not fit the evaluator's ResNet-18: it lacks {name}")
-        if found.shape != tensor.shape:
-            raise UserError(
-                f"{path} does not fit the evaluator's ResNet-18: {name} is "
-                f"{tuple(found.shape)}, must be {tuple(tensor.shape)}"
-            )
-    surplus = sorted(set(weights) - set(network.state_dict()), key=str)
-    if surplus:
-        raise UserError(f"{path} does not fit the evaluator's ResNet-18: it has {surplus[0]} too")
-    network.load_state_dict(weights)
+def default_weights(root: Root = None) -> Path:
+    """Return the weights that `Evaluator.load()` takes for a data folder, see `find_layout`."""
+    evaluators = find_layout(root).evaluators
+    return only(evaluators, "evaluators", "--evaluator") or WEIGHTS

@@ -129,3 +129,25 @@ def require_writable(folder: Path) -> None:
 
 def _kind(path: Path) -> str:
     return "a folder" if path.is_dir() else "a device"
+
+
+def user_path(path: str | Path) -> Path:
+    """Return the path that a user typed, perhaps with `~` or in quotes."""
+    return Path(os.path.expanduser(str(path).strip("\"'“” ")))
+
+
+def existing_folder(path: str | Path) -> Path:
+    """Return the folder that a user named, see `user_path`.
+
+    Raises:
+        MissingFileError: There is none.
+        UserError: It is a file, or may not be read.
+    """
+    folder = user_path(path)
+    with user_files():
+        if not folder.exists():
+            raise MissingFileError(f"no folder {folder}")
+        if not folder.is_dir():
+            raise UserError(f"{folder} is a file, not a folder: name its folder; unpack archives")
+        os.scandir(folder).close()  # which says so if it may not be read
+    return folder

@@ -1,6 +1,7 @@
 """ConditionalUNet: diffusers' UNet2DModel with a multi-label condition."""
 
 import inspect
+from typing import Any
 
 import torch
 
@@ -12,9 +13,12 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lab7.errors import UserError
+from lab7.errors import UserError, unknown
 
 CONDITIONS = ("embedding", "channels")
+# Six levels with self-attention at the fifth: those of the original report.
+_DOWN = (*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D")
+_UP = ("UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4)
 
 
 class ConditionalUNet(UNet2DModel):
@@ -47,6 +51,8 @@ class ConditionalUNet(UNet2DModel):
         scaling_factor: What pictures in [-1, 1] are multiplied by before noise is added (Chen
             2023, “On the importance of noise scheduling”, section 2.2). The network itself does
             not use it; it is saved with it, for training and sampling have to agree on it.
+        unet_options: More arguments of diffusers' UNet2DModel, for networks that were made
+            elsewhere, such as `{"act_fn": "gelu"}`.
 
     Raises:
         UserError: If `condition` is unknown or `sample_size` does not fit the number of levels.
@@ -60,9 +66,8 @@ class ConditionalUNet(UNet2DModel):
         out_channels: int = 3,
         block_out_channels: tuple[int, ...] = (128, 128, 256, 256, 512, 512),
         layers_per_block: int = 2,
-        down_block_types: tuple[str, ...] = ("DownBlock2D",) * 4
-        + ("AttnDownBlock2D", "DownBlock2D"),
-        up_block_types: tuple[str, ...] = ("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4,
+        down_block_types: tuple[str, ...] = _DOWN,
+        up_block_types: tuple[str, ...] = _UP,
         attention_head_dim: int = 8,
         resnet_time_scale_shift: str = "default",
         norm_num_groups: int = 32,
@@ -71,15 +76,12 @@ class ConditionalUNet(UNet2DModel):
         condition: str = "embedding",
         patch_size: int = 1,
         scaling_factor: float = 1.0,
+        unet_options: dict[str, Any] | None = None,
     ):
-        smallest = patch_size * 2 ** (len(block_out_channels) - 1)
-        if condition not in CONDITIONS:
-            raise UserError(f"unknown condition {condition!r}: choose one of {CONDITIONS}")
-        if sample_size % smallest:
-            raise UserError(f"sample_size {sample_size} is not a multiple of {smallest}")
+        _check(condition, sample_size, patch_size * 2 ** (len(block_out_channels) - 1))
         as_channels = condition == "channels"
         super().__init__(
-            sample_size=sample_size // patch_size,
+            sample_size=sample_size,
             in_channels=in_channels * patch_size**2 + as_channels * num_labels,
             out_channels=out_channels * patch_size**2,
             block_out_channels=block_out_channels,
@@ -89,16 +91,15 @@ class ConditionalUNet(UNet2DModel):
             attention_head_dim=attention_head_dim,
             resnet_time_scale_shift=resnet_time_scale_shift,
             norm_num_groups=norm_num_groups,
-            attn_norm_num_groups=norm_num_groups,
             dropout=dropout,
             class_embed_type=None if as_channels else "identity",
+            **{"attn_norm_num_groups": norm_num_groups} | (unet_options or {}),
         )
-        # The parent has just registered the sizes it sees behind the pixel_unshuffle.
-        self.register_to_config(
-            sample_size=sample_size, in_channels=in_channels, out_channels=out_channels
-        )
+        # The parent has just registered the channels it sees behind the pixel_unshuffle.
+        self.register_to_config(in_channels=in_channels, out_channels=out_channels)
         if not as_channels:
-            self.condition_embedding = nn.Linear(num_labels, 4 * block_out_channels[0])
+            size = self.time_embedding.linear_2.out_features
+            self.condition_embedding = nn.Linear(num_labels, size)
 
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
@@ -106,12 +107,6 @@ class ConditionalUNet(UNet2DModel):
         own = inspect.signature(cls.__init__).parameters
         kept = {k: v for k, v in config_dict.items() if k in own or k.startswith("_")}
         return super().extract_init_dict(kept, **kwargs)
-
-    @property
-    def own_config(self) -> dict:
-        """The arguments that make another network of the same form."""
-        names = inspect.signature(type(self).__init__).parameters
-        return {name: self.config[name] for name in names if name != "self"}
 
     def forward(
         self,
@@ -142,3 +137,14 @@ class ConditionalUNet(UNet2DModel):
         (hidden,) = super().forward(hidden, timestep, embedding, return_dict=False)
         prediction = F.pixel_shuffle(hidden, patch_size)
         return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
+
+
+def _check(condition: str, sample_size: int, smallest: int) -> None:
+    """Refuse an unknown kind of condition, and pictures that cannot be halved at every level."""
+    if condition not in CONDITIONS:
+        raise unknown("condition", condition, CONDITIONS)
+    if sample_size % smallest:
+        nearest = max(smallest, round(sample_size / smallest) * smallest)
+        raise UserError(
+            f"sample_size {sample_size} is not a multiple of {smallest}: the nearest is {nearest}"
+        )

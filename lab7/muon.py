@@ -1,4 +1,4 @@
-"""Muon: an optimizer that gives every direction of a layer's update the same length."""
+"""Muon, an optimizer that orthogonalizes the update of each layer."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -6,16 +6,18 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from lab7.experiments import TrainConfig
+
 _QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients: steep at 0, near 1 up to 1
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is made orthogonal (Jordan et al. 2024, “Muon”).
+    """Momentum with orthogonalized updates (Jordan et al. 2024, “Muon”).
 
-    A gradient is mostly a few strong directions, and with them alone a layer learns little else.
-    Muon replaces the update U S V^T of a layer by U V^T, in which all directions count the same.
-    It is scaled by 0.2 √max(m, n) to the size of AdamW's updates (Liu et al. 2025, “Muon is
-    scalable for LLM training”, eq. 4), so that AdamW's learning rates fit.
+    The gradient of a layer is dominated by a few directions. Muon replaces the update U S V^T by
+    U V^T, in which all directions count the same. It is scaled by 0.2 √max(m, n) to the size of
+    AdamW's updates (Liu et al. 2025, “Muon is scalable for LLM training”, eq. 4), so that AdamW's
+    learning rates fit.
 
     PyTorch's own `torch.optim.Muon` refuses convolutions; here their kernels (out, in, h, w) count
     as matrices (out, in·h·w). Layers of one shape are done together.
@@ -56,7 +58,7 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_add_(weights, updates, alpha=-group["lr"] * size)
 
     def _look_ahead(self, weights: list[Tensor], momentum: float) -> Tensor:
-        """Take the gradients of weights of one shape into their averages, and mix the two."""
+        """Update the averages of the gradients of weights of one shape; return both mixed."""
         for weight in weights:
             if "momentum" not in self.state[weight]:
                 self.state[weight]["momentum"] = torch.zeros_like(weight)
@@ -84,22 +86,23 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 def build_optimizers(
-    network: nn.Module, name: str, weight_decay: float, dtype: torch.dtype = torch.float32
+    network: nn.Module, config: TrainConfig, precision: str = "float32"
 ) -> list[torch.optim.Optimizer]:
     """Make the optimizers of a network; the learning rate is to be set at each step.
 
     Args:
         network: A `ConditionalUNet`.
-        name: "adamw"; or "muon" for its inner layers, with AdamW for biases, normalisations, and
-            the layers to which pictures and labels come in and the prediction goes out.
-        weight_decay: Of all of them.
-        dtype: What Muon computes in.
+        config: Its `optimizer` and `weight_decay` count. "muon" is for the inner layers; AdamW then
+            has biases, normalisations, and the layers to which pictures and labels come in and the
+            prediction goes out.
+        precision: Of the forward pass; with "bfloat16" Muon computes in it too.
     """
     inner, others = [], []
     for key, weight in network.named_parameters():
         is_inner = weight.ndim > 1 and not key.startswith(("conv_", "condition_embedding"))
-        (inner if is_inner and name == "muon" else others).append(weight)
-    adamw = torch.optim.AdamW(others, weight_decay=weight_decay, fused=True)
+        (inner if is_inner and config.optimizer == "muon" else others).append(weight)
+    adamw = torch.optim.AdamW(others, weight_decay=config.weight_decay, fused=True)
     if not inner:
         return [adamw]
-    return [Muon(inner, weight_decay=weight_decay, dtype=dtype), adamw]
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    return [Muon(inner, weight_decay=config.weight_decay, dtype=dtype), adamw]

@@ -1,40 +1,35 @@
 """LabelPicker: choose objects, watch their picture form, see what the evaluator finds in it."""
 
 import base64
+import io
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 
 import ipywidgets as widgets
-from matplotlib.figure import Figure
-from PIL import Image
+import torch
 from torch import Tensor
 
+from lab7.dataset import IMAGE_SIZE
 from lab7.evaluator import THRESHOLD, Evaluator
-from lab7.labels import LABELS, encode, parse_labels
-from lab7.picker_drawing import (
-    CSS,
-    PICTURE_WIDTH,
-    Frame,
-    draw_picker,
-    enlarge,
-    figure_png,
-    image_png,
-)
-from lab7.pipeline import ConditionalDDPMPipeline
-from lab7.plots import draw_verdict
+from lab7.labels import COLORS, LABELS, SHAPES, encode, parse_labels
+from lab7.pipeline import ConditionalDDPMPipeline, to_pil
 
 STATIC = "LAB7_STATIC"  # environment variable: 1 shows a picture of the picker, not the widget
+SCREENSHOT = Path(__file__).with_name("picker.png")  # tests/test_picker_browser.py renews it
 MOST_TRAINED = 3  # objects in the pictures that the generator learned from
+_CSS = Path(__file__).with_name("picker.css").read_text(encoding="utf-8")
+_BLANK = torch.full((3, IMAGE_SIZE, IMAGE_SIZE), 0.9)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to draw, as the controls stood when it was asked for."""
+    """What to draw, as the controls were set when it was asked for."""
 
     labels: tuple[str, ...]
     num_inference_steps: int
@@ -50,14 +45,14 @@ class LabelPicker(widgets.VBox):
     """Draws pictures of the objects that are clicked, and has the evaluator judge them.
 
     Drawing runs in a thread of its own, so that the notebook stays usable and Stop works. With the
-    environment variable `LAB7_STATIC=1` a notebook gets a picture of the picker with the first
-    condition drawn, for readers without a kernel.
+    environment variable `LAB7_STATIC=1` a notebook gets a picture of a picker instead, for readers
+    without a kernel.
 
     Args:
         pipeline: Draws the pictures; its own scheduler is left alone.
         evaluator: Judges them; None: no verdict.
         labels: Objects chosen at first.
-        seed: At first; as the two below it can be changed with a slider.
+        seed: At first; this and the two below can be changed with sliders.
         num_inference_steps: The pipeline's own by default.
         guidance_scale: The pipeline's own by default.
 
@@ -65,7 +60,7 @@ class LabelPicker(widgets.VBox):
         error: What the last drawing failed with, or None.
 
     Raises:
-        ValueError: If a label is unknown or given twice.
+        UserError: A label is unknown or given twice.
     """
 
     def __init__(
@@ -77,9 +72,6 @@ class LabelPicker(widgets.VBox):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
     ):
-        config = pipeline.config
-        steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        guidance = config.guidance_scale if guidance_scale is None else guidance_scale
         # A scheduler counts its own steps: one that the notebook uses meanwhile would not do.
         self.pipeline = ConditionalDDPMPipeline(pipeline.unet, deepcopy(pipeline.scheduler))
         self.evaluator = evaluator
@@ -88,9 +80,10 @@ class LabelPicker(widgets.VBox):
         self._running = False
         self._guard = threading.RLock()  # of _running and the buttons that depend on it
         self._stopping = threading.Event()
-        self._build_controls(parse_labels(labels), steps, guidance, seed)
+        settings = pipeline.settings(num_inference_steps, guidance_scale)
+        self._build_controls(parse_labels(labels), seed, **settings)
         self._build_results()
-        super().__init__([widgets.HTML(f"<style>{CSS}</style>"), *self._rows()])
+        super().__init__([widgets.HTML(f"<style>{_CSS}</style>"), *self._rows()])
         self.add_class("lab7-picker")
         self._refresh()
 
@@ -105,59 +98,52 @@ class LabelPicker(widgets.VBox):
         super().close()
 
     def _build_controls(
-        self, labels: tuple[str, ...], steps: int, guidance: float, seed: int
+        self, labels: tuple[str, ...], seed: int, num_inference_steps: int, guidance_scale: float
     ) -> None:
         self.toggles = {label: _toggle(label, label in labels) for label in LABELS}
         for toggle in self.toggles.values():
             toggle.observe(self._refresh, "value")
         longest = self.pipeline.scheduler.config.num_train_timesteps
         self.steps = widgets.IntSlider(
-            steps, 1, min(longest, max(50, steps)), description="Steps",
-            tooltip="Steps from noise to picture: more take longer",
+            num_inference_steps, 1, min(longest, max(50, num_inference_steps)),
+            description="Steps", tooltip="Steps from noise to picture: more take longer",
         )  # fmt: skip
         self.guidance = widgets.FloatSlider(
-            guidance, min=0, max=max(10, guidance), step=0.5, description="Guidance",
-            readout_format=".1f", tooltip="How hard to insist on the objects; 1 is no guidance",
+            guidance_scale, min=0, max=max(10, guidance_scale), step=0.5, readout_format=".1f",
+            description="Guidance", tooltip="How hard to insist on the objects; 1 is no guidance",
         )  # fmt: skip
         self.seed = widgets.IntSlider(
-            seed, 0, max(999, seed), description="Seed",
-            tooltip="Another seed, another picture of the same objects",
+            seed, 0, max(999, seed),
+            description="Seed", tooltip="Another seed, another picture of the same objects",
         )  # fmt: skip
-        self.generate = _button("Generate", "primary", "Draw a picture of the objects chosen")
-        self.stop = _button("Stop", "", "Stop drawing and keep the picture as it is")
-        self.clear = _button("Clear", "", "Choose none of the objects")
-        self.generate.on_click(self._start)
-        self.stop.on_click(self._request_stop)
-        self.clear.on_click(self._clear)
+        self.generate = _button("Generate", self._start, "Draw a picture of the objects", "primary")
+        self.stop = _button(
+            "Stop", self._request_stop, "Stop drawing and keep the picture as it is"
+        )
+        self.clear = _button("Clear", self._clear, "Choose none of the objects")
 
     def _build_results(self) -> None:
-        self.hint, self.status = _line("lab7-hint"), _line("lab7-status")
+        self.hint, self.status = _html("lab7-hint"), _html("lab7-status")
         self.progress = widgets.IntProgress(0, 0, 1).add_class("lab7-progress")
-        blank = image_png(Image.new("RGB", (PICTURE_WIDTH, PICTURE_WIDTH), "#f1f2f4"))
         # Captions and status line describe the images: ipywidgets 8.1 fails to show one that has a
         # tooltip, and knows no alternative text.
-        self.noisy = widgets.Image(value=blank).add_class("lab7-noisy")
-        self.picture = widgets.Image(value=blank).add_class("lab7-picture")
-        self.noisy_caption, self.picture_caption = _line("lab7-caption"), _line("lab7-caption")
-        self.verdict = widgets.Image().add_class("lab7-verdict")
-        self.noisy_caption.value = "Noisy x<sub>t</sub>"
-        self.picture_caption.value = "Predicted x<sub>0</sub>"
-        self._show_verdict((), None)
+        self.noisy = widgets.Image(value=_png(_BLANK)).add_class("lab7-noisy")
+        self.picture = widgets.Image(value=_png(_BLANK)).add_class("lab7-picture")
+        self.noisy_caption = _html("lab7-caption", "Noisy x<sub>t</sub>")
+        self.picture_caption = _html("lab7-caption", "Predicted x<sub>0</sub>")
+        self.verdict = _html("lab7-verdict", verdict_table((), None))
 
     def _rows(self) -> list[widgets.Widget]:
-        panels = [
-            widgets.VBox([self.noisy, self.noisy_caption]).add_class("lab7-panel"),
-            widgets.VBox([self.picture, self.picture_caption]).add_class("lab7-panel"),
-        ]
-        if self.evaluator is not None:
-            panels.append(widgets.VBox([self.verdict]).add_class("lab7-panel"))
+        panels = [[self.noisy, self.noisy_caption], [self.picture, self.picture_caption]]
+        panels += [] if self.evaluator is None else [[self.verdict]]
+        boxes = [widgets.VBox(panel).add_class("lab7-panel") for panel in panels]
         buttons = [self.generate, self.stop, self.clear, self.hint]
         return [
             widgets.GridBox(list(self.toggles.values())).add_class("lab7-objects"),
             widgets.HBox([self.steps, self.guidance, self.seed]).add_class("lab7-sliders"),
             widgets.HBox(buttons).add_class("lab7-buttons"),
             self.progress,
-            widgets.HBox(panels).add_class("lab7-panels"),
+            widgets.HBox(boxes).add_class("lab7-panels"),
             self.status,
         ]
 
@@ -205,64 +191,37 @@ class LabelPicker(widgets.VBox):
                 self._refresh()
 
     def _draw(self, request: Request) -> None:
-        asked = f"Asked for: {', '.join(request.labels)}"
+        asked, steps = f"Asked for: {', '.join(request.labels)}", request.num_inference_steps
         self._say([asked, f"Drawing … ({request})"])
-        self._show_verdict(request.labels, None)
-        self.progress.value, self.progress.max = 0, request.num_inference_steps
-        start = time.perf_counter()
-        for frame in self._frames(request):
-            self._show(frame)
+        self.verdict.value = verdict_table(request.labels, None)
+        self.progress.value, self.progress.max = 0, steps
+        self.picture_caption.value = "Predicted x<sub>0</sub>"
+        start, cond = time.perf_counter(), encode([request.labels])
+        reverse = self.pipeline.reverse(cond, [request.seed], steps, request.guidance_scale)
+        for step, (t, xt, x0, xt_next) in enumerate(reverse, 1):  # noqa: B007
+            self.progress.value = step
+            self.noisy.value, self.picture.value = _png(xt[0]), _png(x0[0])
+            self.noisy_caption.value = f"Noisy x<sub>t</sub>, t = {t}"
             if self._stopping.is_set():
-                done = f"Stopped after step {frame.step} of {request.num_inference_steps}"
-                return self._say([asked, f"{done}, so there is no verdict."])
-        seconds = time.perf_counter() - start
-        self.picture_caption.value = "Finished picture"
-        lines = self._judge(request, frame.picture)
+                done = f"Stopped after step {step} of {steps}, so there is no verdict."
+                return self._say([asked, done])
+        seconds, picture = time.perf_counter() - start, xt_next.clamp(-1, 1)
+        self.picture.value, self.picture_caption.value = _png(picture[0]), "Finished picture"
+        probabilities = None if self.evaluator is None else self.evaluator.predict(picture)[0]
+        self.verdict.value = verdict_table(request.labels, probabilities)
+        lines = summarize(request.labels, probabilities)
         self._say([*lines, f"{request}: {seconds:.1f} s"], "done")
 
-    def _frames(self, request: Request) -> Iterator[Frame]:
-        cond = encode([request.labels])
-        steps, guidance = request.num_inference_steps, request.guidance_scale
-        reverse = self.pipeline.reverse(cond, [request.seed], steps, guidance)
-        for step, (t, xt, x0, xt_next) in enumerate(reverse, 1):  # noqa: B007
-            yield Frame(step, t, xt[0], x0[0])
-        yield Frame(step, t, xt[0], xt_next[0].clamp(-1, 1))
-
-    def _show(self, frame: Frame) -> None:
-        self.progress.value = frame.step
-        self.noisy.value = image_png(enlarge(frame.xt, Image.Resampling.NEAREST))
-        self.picture.value = image_png(enlarge(frame.picture))
-        self.noisy_caption.value = f"Noisy x<sub>t</sub>, t = {frame.t}"
-        self.picture_caption.value = "Predicted x<sub>0</sub>"
-
-    def _judge(self, request: Request, picture: Tensor) -> list[str]:
-        if self.evaluator is None:
-            return summarize(request.labels, None)
-        probabilities = self.evaluator.predict(picture[None])[0]
-        self._show_verdict(request.labels, probabilities)
-        return summarize(request.labels, probabilities)
-
-    def _show_verdict(self, labels: tuple[str, ...], probabilities: Tensor | None) -> None:
-        if self.evaluator is not None:
-            figure = Figure((3.0, 2.5), layout="constrained")
-            draw_verdict(figure, labels, probabilities)
-            self.verdict.value = figure_png(figure)
-
-    def _say(self, lines: list[str], kind: str = "") -> None:
+    def _say(self, lines: list[str], kind: str = "busy") -> None:
         role = "alert" if kind == "error" else "status"
         text = "<br>".join(map(escape, lines))
-        self.status.value = f'<div role="{role}" class="lab7-{kind or "busy"}">{text}</div>'
+        self.status.value = f'<div role="{role}" class="lab7-{kind}">{text}</div>'
 
     def _repr_mimebundle_(self, **options):
         if os.environ.get(STATIC) != "1":
             return super()._repr_mimebundle_(**options)
-        request = self.request()
-        *frames, last = self._frames(request)
-        probabilities = self.evaluator and self.evaluator.predict(last.picture[None])[0]
-        text = "\n".join([*summarize(request.labels, probabilities), str(request)])
-        on_the_way = frames[3 * len(frames) // 4]
-        figure = draw_picker(request.labels, on_the_way, last.picture, probabilities, text)
-        image = base64.b64encode(figure_png(figure)).decode()
+        image = base64.b64encode(SCREENSHOT.read_bytes()).decode()
+        text = "The label picker, as it looks in a notebook with a kernel."
         return {"image/png": image, "text/plain": text}, {"image/png": {"width": 860}}
 
 
@@ -270,12 +229,10 @@ def hint(labels: Sequence[str]) -> str:
     """Return what to tell somebody who has chosen these labels."""
     if not labels:
         return "Choose at least one object."
-    if len(labels) > MOST_TRAINED:
-        return (
-            f"{len(labels)} objects chosen. Training pictures show at most {MOST_TRAINED}, "
-            "so some may be missing."
-        )
-    return "1 object chosen." if len(labels) == 1 else f"{len(labels)} objects chosen."
+    chosen = "1 object chosen." if len(labels) == 1 else f"{len(labels)} objects chosen."
+    if len(labels) <= MOST_TRAINED:
+        return chosen
+    return f"{chosen} Training pictures show at most {MOST_TRAINED}, so some may be missing."
 
 
 def summarize(labels: Sequence[str], probabilities: Tensor | None) -> list[str]:
@@ -289,13 +246,40 @@ def summarize(labels: Sequence[str], probabilities: Tensor | None) -> list[str]:
     if probabilities is None:
         return [asked]
     seen = {x: p for x, p in zip(LABELS, probabilities.tolist(), strict=True) if p >= THRESHOLD}
-    missing = [label for label in labels if label not in seen]
-    extra = [label for label in seen if label not in labels]
     found = ", ".join(f"{label} ({p:.0%})" for label, p in seen.items()) or "nothing"
-    faults = {"missing": missing, "extra": extra}
+    faults = {
+        "missing": [label for label in labels if label not in seen],
+        "extra": [label for label in seen if label not in labels],
+    }
     judgement = "; ".join(f"{name}: {', '.join(x)}" for name, x in faults.items() if x)
-    judgement = judgement or "exactly what was asked for"
-    return [asked, f"The evaluator sees: {found} – {judgement}"]
+    return [asked, f"The evaluator sees: {found} – {judgement or 'exactly what was asked for'}"]
+
+
+def verdict_table(labels: Sequence[str], probabilities: Tensor | None) -> str:
+    """Write the evaluator's probabilities as an HTML table of bars: a row a shape.
+
+    Args:
+        labels: What was asked for: these bars are outlined.
+        probabilities: (24,), or None before there is a verdict.
+    """
+    values = [None] * len(LABELS) if probabilities is None else probabilities.tolist()
+    bars = [_bar(label, label in labels, p) for label, p in zip(LABELS, values, strict=True)]
+    heads = "".join(f'<th scope="col">{color}</th>' for color in COLORS)
+    table = f"<caption>Evaluator's verdict (outlined: asked for)</caption><tr><td></td>{heads}</tr>"
+    for row, shape in enumerate(SHAPES):
+        first = row * len(COLORS)
+        cells = "".join(bars[first : first + len(COLORS)])
+        table += f'<tr><th scope="row">{shape}</th>{cells}</tr>'
+    return f"<table>{table}</table>"
+
+
+def _bar(label: str, asked: bool, probability: float | None) -> str:
+    """Write one field of the verdict: its number above a bar in the object's color."""
+    text = "" if probability is None else f"{probability:.0%}"
+    outline = "lab7-asked" if asked else ""
+    weight = "lab7-seen" if text and probability >= THRESHOLD else ""
+    kinds = f"lab7-{label.split()[0]} {outline} {weight}"
+    return f'<td class="{kinds}" style="--lab7-height: {text or 0}"><span>{text}</span></td>'
 
 
 def _toggle(label: str, chosen: bool) -> widgets.ToggleButton:
@@ -306,10 +290,18 @@ def _toggle(label: str, chosen: bool) -> widgets.ToggleButton:
     return toggle
 
 
-def _button(name: str, style: str, tooltip: str) -> widgets.Button:
-    button = widgets.Button(description=name, button_style=style, tooltip=tooltip)
+def _button(name: str, action: Callable, tooltip: str, style: str = "") -> widgets.Button:
+    button = widgets.Button(description=name, tooltip=tooltip, button_style=style)
+    button.on_click(action)
     return button.add_class(f"lab7-{name.lower()}")
 
 
-def _line(name: str) -> widgets.HTML:
-    return widgets.HTML().add_class(name)
+def _html(name: str, text: str = "") -> widgets.HTML:
+    return widgets.HTML(text).add_class(name)
+
+
+def _png(picture: Tensor) -> bytes:
+    """Write a picture (3, 64, 64) in [-1, 1] as PNG; the browser enlarges it."""
+    file = io.BytesIO()
+    to_pil(picture[None])[0].save(file, "PNG", compress_level=1)
+    return file.getvalue()

@@ -1,10 +1,8 @@
 """ConditionalDDPMPipeline: from labels and seeds to pictures."""
 
-import json
-import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import diffusers
@@ -12,27 +10,21 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
+from lab7 import diffusion
 from lab7.dataset import DATA_DIR, to_uint8
 from lab7.devices import choose_device
-from lab7.diffusion import (
-    STOCHASTIC,
-    convert_scheduler,
-    load_scheduler,
-    predict_x0,
-    prediction_of,
-    scheduler_name,
-    set_steps,
-)
-from lab7.errors import MissingFileError, UserError
+from lab7.errors import MissingFileError, UserError, unknown, user_files
+from lab7.files import read_json
 from lab7.labels import NUM_LABELS, encode, parse_condition
 from lab7.model import ConditionalUNet
 
 GENERATOR_DIR = DATA_DIR / "weights" / "generator"
-SETTINGS = ("num_inference_steps", "guidance_scale")
+SETTINGS = ("num_inference_steps", "guidance_scale")  # of sampling, saved with a pipeline
+_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 Conditions = str | Sequence[Sequence[str]] | Tensor
-Callback = Callable[[int, int, Tensor, Tensor], None]
 
 
 class ConditionalDDPMPipeline(DiffusionPipeline):
@@ -57,7 +49,7 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
         guidance_scale: float = 1.0,
     ):
         super().__init__()
-        sampler = convert_scheduler(scheduler, scheduler_name(scheduler))
+        sampler = diffusion.convert_scheduler(scheduler, diffusion.scheduler_name(scheduler))
         self.register_modules(unet=unet, scheduler=sampler)
         self.register_to_config(
             num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
@@ -72,7 +64,7 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
         guidance_scale: float | None = None,
         output_type: str = "pil",
         batch_size: int | None = None,
-        callback: Callback | None = None,
+        callback: Callable[[int, int, Tensor, Tensor], None] | None = None,
         progress: bool = True,
     ) -> ImagePipelineOutput:
         """Draw one picture for each condition.
@@ -101,16 +93,19 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
         """
         cond = _encode_conditions(conditions)
         seeds = range(len(cond)) if seeds is None else seeds
-        steps, guidance = self.settings(num_inference_steps, guidance_scale).values()
-        self._check(len(cond), seeds, guidance, output_type)
+        settings = self.settings(num_inference_steps, guidance_scale)
+        if len(seeds) != len(cond):
+            raise UserError(f"{len(seeds)} seeds for {len(cond)} pictures: give one for each")
+        if output_type not in ("pil", "pt"):
+            raise unknown("output_type", output_type, ("pil", "pt"))
         batch_size = batch_size or (24 if self.device.type == "cpu" else 256)
         batches = range(0, len(cond), batch_size)
         images = []
         self.set_progress_bar_config(disable=not progress, leave=False)
-        with self.progress_bar(total=len(batches) * steps) as bar:
+        with self.progress_bar(total=len(batches) * settings["num_inference_steps"]) as bar:
             for start in batches:
                 rows = slice(start, start + batch_size)
-                reverse = self.reverse(cond[rows], seeds[rows], steps, guidance)
+                reverse = self.reverse(cond[rows], seeds[rows], **settings)
                 for step, (t, xt, x0, xt_next) in enumerate(reverse):  # noqa: B007
                     bar.update()
                     if callback is not None:
@@ -145,17 +140,18 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
         Raises:
             UserError: If the number of steps is out of range, or a picture is not finite.
         """
+        config, cond = self.unet.config, cond.to(self.device)
+        sampler, scale = diffusion.scheduler_name(self.scheduler), config.scaling_factor
+        diffusion.set_steps(self.scheduler, num_inference_steps)
         generators = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
-        cond = cond.to(self.device)
-        sampler = scheduler_name(self.scheduler)
-        set_steps(self.scheduler, num_inference_steps)
-        extra = {"generator": generators} if sampler in STOCHASTIC else {}
-        xt, scale = self._start(generators), self.unet.config.scaling_factor
+        extra = {"generator": generators} if sampler in diffusion.STOCHASTIC else {}
+        shape = (config.in_channels, config.sample_size, config.sample_size)
+        xt = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
         for t in self.scheduler.timesteps:
             prediction = self._predict(xt, t.to(self.device), cond, guidance_scale)
-            x0 = predict_x0(self.scheduler, prediction, int(t), xt) / scale
+            x0 = diffusion.predict_x0(self.scheduler, prediction, int(t), xt) / scale
             x0 = x0.clamp(-1, 1)  # where guidance, and errors at high noise, drive it out
-            clipped = prediction_of(self.scheduler, x0 * scale, int(t), xt)
+            clipped = diffusion.prediction_of(self.scheduler, x0 * scale, int(t), xt)
             xt_next = self.scheduler.step(clipped, t, xt, **extra).prev_sample
             if not (prediction.isfinite().all() & xt_next.isfinite().all()):
                 raise UserError(
@@ -165,13 +161,6 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
             yield int(t), xt, x0, xt_next / scale
             xt = xt_next
 
-    def _start(self, generators: list[torch.Generator]) -> Tensor:
-        """Draw the starting noise of each picture."""
-        config = self.unet.config
-        shape = (config.in_channels, config.sample_size, config.sample_size)
-        noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
-        return noise.to(self.device)
-
     def _predict(self, xt: Tensor, t: Tensor, cond: Tensor, guidance_scale: float) -> Tensor:
         """Predict with guidance; both predictions in one forward pass."""
         if guidance_scale == 1:
@@ -179,16 +168,6 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
         both = torch.cat([torch.zeros_like(cond), cond])
         uncond, conditional = self.unet(torch.cat([xt, xt]), t, both).sample.chunk(2)
         return uncond + guidance_scale * (conditional - uncond)
-
-    def _check(self, count: int, seeds: Sequence[int], guidance: float, output_type: str) -> None:
-        if count == 0:
-            raise UserError("no conditions: give at least one list of labels")
-        if len(seeds) != count:
-            raise UserError(f"{len(seeds)} seeds for {count} pictures: give one for each")
-        if not math.isfinite(guidance):
-            raise UserError(f"guidance_scale {guidance} is no number to multiply with: 1 is none")
-        if output_type not in ("pil", "pt"):
-            raise UserError(f"unknown output_type {output_type!r}: choose 'pil' or 'pt'")
 
 
 def load_pipeline(
@@ -198,8 +177,8 @@ def load_pipeline(
 ) -> ConditionalDDPMPipeline:
     """Load a saved pipeline, by default the one that comes with the repository.
 
-    The parts are put together here, rather than by `from_pretrained`, so that nothing but the two
-    expected classes is ever imported for the sake of a file.
+    The parts are put together here, not by `from_pretrained`, so that a file cannot name code to
+    import.
 
     Args:
         path: Folder that `save_pretrained` wrote.
@@ -214,23 +193,49 @@ def load_pipeline(
         UserError: If the folder does not hold such a pipeline.
     """
     path = GENERATOR_DIR if path is None else Path(path)
-    for part in ("model_index.json", "unet/diffusion_pytorch_model.safetensors"):
+    for part in ("model_index.json", _WEIGHTS):
         if not (path / part).is_file():
             raise MissingFileError(f"no saved generator in {path}: {part} is missing")
     try:
-        index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
-        unet = ConditionalUNet.from_pretrained(path, subfolder="unet", use_safetensors=True)
-        own_scheduler = load_scheduler(path / "scheduler", index["scheduler"][1])
-        own_name = scheduler_name(own_scheduler)
-        settings = {k: index[k] for k in SETTINGS}
-    except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{path} does not hold a saved generator: {_first_line(error)}") from error
-    chosen = convert_scheduler(own_scheduler, scheduler or own_name)
+        index = read_json(path / "model_index.json")
+        own_scheduler = diffusion.load_scheduler(path / "scheduler", index["scheduler"][1])
+        settings = {name: index[name] for name in SETTINGS}
+        weights, config = load_file(path / _WEIGHTS), dict(read_json(path / "unet" / "config.json"))
+    except (OSError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{path} does not hold a saved generator: {error}") from error
+    # Beyond the try: a mistake in model.py is no broken file, and keeps its traceback.
+    with torch.random.fork_rng(devices=[]):
+        unet = ConditionalUNet.from_config(config)
+    fill_network(unet, weights, path)
     unet = unet.eval().to(memory_format=torch.channels_last)  # draws batches half as fast again
-    return ConditionalDDPMPipeline(unet, chosen, **settings).to(choose_device(device))
+    if scheduler is not None:
+        own_scheduler = diffusion.convert_scheduler(own_scheduler, scheduler)
+    return ConditionalDDPMPipeline(unet, own_scheduler, **settings).to(choose_device(device))
 
 
-def save_pipeline(pipeline: ConditionalDDPMPipeline, path: str | Path) -> None:
+def fill_network(unet: ConditionalUNet, weights: Mapping[str, Tensor], source: str | Path) -> None:
+    """Copy weights into a network.
+
+    Args:
+        unet: The network.
+        weights: By name, of any floating-point type.
+        source: Where they are from, for the message.
+
+    Raises:
+        UserError: They are of another network; the message names the first that differs.
+    """
+    wanted = {name: tuple(weight.shape) for name, weight in unet.state_dict().items()}
+    found = {name: tuple(weight.shape) for name, weight in weights.items()}
+    for name in wanted | found:
+        if found.get(name) != wanted.get(name):
+            raise UserError(
+                f"the weights in {source} do not fit this network: {name} is {found.get(name)} "
+                f"there, not {wanted.get(name)}"
+            )
+    unet.load_state_dict(weights)
+
+
+def save_pipeline(pipeline: ConditionalDDPMPipeline, path: str | Path, half: bool = True) -> None:
     """Save a pipeline in diffusers' layout, the weights in float16 (half the size on disk).
 
     `load_pipeline` and `from_pretrained` take them back to float32; the rounding, a relative
@@ -239,6 +244,7 @@ def save_pipeline(pipeline: ConditionalDDPMPipeline, path: str | Path) -> None:
     Args:
         pipeline: What to save; it is left as it is.
         path: Folder to write; a saved pipeline there is replaced once the new one is complete.
+        half: Whether to save in float16; else the weights are kept to the last bit.
 
     Raises:
         UserError: If the folder holds something else.
@@ -246,14 +252,16 @@ def save_pipeline(pipeline: ConditionalDDPMPipeline, path: str | Path) -> None:
     path = Path(path)
     if path.exists() and not (path / "model_index.json").is_file():
         raise UserError(f"{path} is not a saved generator, so it is not replaced by one")
-    half = ConditionalUNet.from_config(pipeline.unet.own_config).half()
-    half.load_state_dict(pipeline.unet.state_dict())
-    settings = {k: pipeline.config[k] for k in SETTINGS}
+    unet = ConditionalUNet.from_config(pipeline.unet.config)
+    unet = unet.half() if half else unet
+    unet.load_state_dict(pipeline.unet.state_dict())
+    copy = ConditionalDDPMPipeline(unet, pipeline.scheduler, **pipeline.settings())
     unfinished = path.with_name(path.name + ".unfinished")
     try:
-        ConditionalDDPMPipeline(half, pipeline.scheduler, **settings).save_pretrained(unfinished)
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(unfinished, path)
+        with user_files():
+            copy.save_pretrained(unfinished)
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(unfinished, path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -265,15 +273,10 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 
 def _encode_conditions(conditions: Conditions) -> Tensor:
     if isinstance(conditions, str):
-        return encode([parse_condition(conditions)])
-    if not isinstance(conditions, Tensor):
-        return encode(conditions)
-    if conditions.ndim != 2 or conditions.shape[1] != NUM_LABELS:
-        raise UserError(
-            f"conditions have the shape {tuple(conditions.shape)}: expected (B, {NUM_LABELS})"
-        )
-    return conditions.float()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+        conditions = [parse_condition(conditions)]
+    cond = conditions.float() if isinstance(conditions, Tensor) else encode(conditions)
+    if cond.ndim != 2 or cond.shape[1] != NUM_LABELS:
+        raise UserError(f"conditions are {tuple(cond.shape)}: expected (B, {NUM_LABELS})")
+    if len(cond) == 0:
+        raise UserError("no conditions: give at least one list of labels")
+    return cond

@@ -3,124 +3,81 @@
 Every figure is a `Chart`, which a notebook shows by itself and `save` writes with the same bytes
 each time. Nothing here uses pyplot: no figure stays open, and the caller's settings of matplotlib
 do not matter. Colors are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which
-color-blind readers can tell apart; where an object's own color is shown, its name stands beside it.
+color-blind readers can tell apart.
 """
 
-import functools
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import torch
-from matplotlib import style
+from matplotlib import colormaps, style
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
-from matplotlib.path import Path as Outline
-from matplotlib.ticker import EngFormatter, FuncFormatter
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from PIL import Image
 
 from lab7.dataset import IMAGE_SIZE, to_uint8
-from lab7.evaluator import THRESHOLD
+from lab7.errors import unknown
 from lab7.files import write_atomically
 from lab7.labels import COLORS, LABELS, SHAPES
+from lab7.records import Record
 
-BLUE, ORANGE, GREEN, INK, FAINT = "#0072B2", "#D55E00", "#009E73", "#222222", "#8C8C8C"
-OBJECT_COLORS = dict(
-    gray="#575757", red="#AD2323", blue="#2A4BD7", green="#1D6914",
-    brown="#814A19", purple="#8126C0", cyan="#29D0D0", yellow="#FFEE33",
-)  # fmt: skip
-WIDTH = 6.6  # inches, of every chart: the width of the report's text
+BLUE, ORANGE, INK, FAINT = "#0072B2", "#D55E00", "#222222", "#8C8C8C"
 
-_STYLE = {
-    "font.size": 8.5,
-    "axes.titlesize": 9,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.8,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5,
-    "legend.frameon": False,
-    "text.color": INK,
-    "svg.hashsalt": "lab7",
-    "mathtext.fontset": "dejavusans",
-}
-_TILE = 0.75  # inches, side of a picture in a grid
-# Whole dots at the resolutions of `Chart`: between pictures, a line of a caption, below captions.
-_GAP, _LINE, _SPACE = 18 / 256, 27 / 256, 9 / 256
-_DRAWING_COLORS = 1500  # most that a figure without photographs has
-_CYLINDER = Outline([(-0.32, -0.5), (0.32, -0.5), (0.32, 0.5), (-0.32, 0.5), (-0.32, -0.5)])
-_MARKERS = {"cube": "s", "sphere": "o", "cylinder": _CYLINDER}
+_PIXEL = 0.75 / 64  # inches, of a pixel of a picture in a grid
+_GAP, _LINE, _MARGIN = 6, 9, 3  # such pixels: between pictures, a line of a caption, below captions
+# What learning curves may be drawn over: what the axis says, and its unit.
+_PROGRESS = {"step": ("steps", 1), "images": ("pictures seen", 1), "seconds": ("hours", 3600)}
+
+styled = style.context(["default", Path(__file__).with_name("plots.mplstyle")])  # a decorator
 
 
 class Chart(Figure):
     """A matplotlib figure that notebooks show without pyplot."""
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
-        # 128 dots for a picture's side, twice its pixels; shown smaller, so sharp on any screen.
-        dpi = 2 * IMAGE_SIZE / _TILE
-        return self._render("png", dpi), {"width": round(self.get_figwidth() * 110)}
+        # Two dots a pixel of a picture; shown smaller, so sharp on any screen.
+        return self._render("png", 2 / _PIXEL), {"width": round(self.get_figwidth() * 110)}
 
     def save(self, path: str | Path) -> None:
         """Write a `.png` or `.webp` (three dots a pixel of a picture), or a `.svg`.
 
-        The bytes are the same each time. WebP is without loss, and a third smaller than PNG.
+        The bytes are the same each time. WebP is lossless, and a third smaller than PNG.
         """
-        path = Path(path)
-        write_atomically(path, self._render(path.suffix[1:], 3 * IMAGE_SIZE / _TILE))
+        write_atomically(Path(path), self._render(Path(path).suffix[1:], 3 / _PIXEL))
 
+    @styled
     def _render(self, kind: str, dpi: float) -> bytes:
-        buffer, drawn = io.BytesIO(), "svg" if kind == "svg" else "png"
-        metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        with style.context(["default", _STYLE]):
-            self.savefig(buffer, format=drawn, dpi=dpi, metadata=metadata)
-        return buffer.getvalue() if kind == "svg" else _pack(buffer, kind, dpi)
+        """Draw as PNG or WebP without an alpha channel, or as SVG.
 
-
-def _pack(file: io.BytesIO, kind: str, dpi: float) -> bytes:
-    """Return a PNG without its alpha channel, or the same as WebP.
-
-    A PNG of few colors, which shows no photograph, gets a palette: half the size, and no color off
-    by more than the eye sees.
-    """
-    packed, image = io.BytesIO(), Image.open(file).convert("RGB")
-    if kind == "webp":
-        image.save(packed, "WEBP", lossless=True)
+        A PNG of at most 1,500 colors, which shows no photograph, gets a palette: half the size, and
+        no color off by more than the eye sees.
+        """
+        drawn, packed = io.BytesIO(), io.BytesIO()
+        if kind == "svg":
+            self.savefig(drawn, format="svg", metadata={"Date": None})
+            return drawn.getvalue()
+        self.savefig(drawn, format="png", dpi=dpi)
+        image = Image.open(drawn).convert("RGB")
+        if kind == "png" and image.getcolors(1500) is not None:
+            image = image.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        image.save(packed, kind, optimize=True, lossless=True, dpi=(dpi, dpi))
         return packed.getvalue()
-    if image.getcolors(_DRAWING_COLORS) is not None:
-        image = image.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    image.save(packed, "PNG", optimize=True, dpi=(dpi, dpi))
-    return packed.getvalue()
+
+    def legend_below(self) -> None:
+        """Add one legend for all panels, of what the last one shows."""
+        handles, names = self.axes[-1].get_legend_handles_labels()
+        self.legend(handles, names, loc="outside lower right", ncols=4)
 
 
-def styled(function: Callable[..., Chart]) -> Callable[..., Chart]:
-    """Draw with the style of the project, whatever the caller's matplotlib is set to."""
-
-    @functools.wraps(function)
-    def draw(*args, **kwargs):
-        with style.context(["default", _STYLE]):
-            return function(*args, **kwargs)
-
-    return draw
-
-
+@styled
 def make_panels(height: float, count: int = 1, **options) -> tuple[Chart, list[Axes]]:
-    chart = Chart(figsize=(WIDTH, height), layout="constrained")
+    """Make a chart with some axes side by side; height in inches, options of `Figure.subplots`."""
+    chart = Chart(figsize=(6.6, height), layout="constrained")  # as wide as the report's text
     return chart, list(chart.subplots(1, count, squeeze=False, **options)[0])
 
 
@@ -136,37 +93,32 @@ def picture_grid(
     Args:
         images: (N, 3, 64, 64), float in [-1, 1] or uint8; tensor or array.
         captions: For each picture its labels, or one text.
-        seen: For each picture the labels that a judge sees, an object that stands twice twice.
-            Labels of the caption that it does not see get a cross, others that it sees are added
-            with a plus; both in orange.
+        seen: For each picture the labels that a judge sees, each as often as it occurs. Labels of
+            the caption that it does not see get a cross, others that it sees are added with a
+            plus; both in orange.
         columns: Pictures a row.
     """
     pictures = _to_array(images)
     columns = min(columns, len(pictures))
-    lines = [[text] if isinstance(text, str) else list(text) for text in captions or ()]
+    lines = [[c] if isinstance(c, str) else list(c) for c in captions or [()] * len(pictures)]
     if seen is not None:
-        lines = [_judged(*pair) for pair in zip(lines, seen, strict=True)]
-    starts = range(0, len(pictures), columns)
-    most = [max(map(len, lines[start : start + columns]), default=0) for start in starts]
-    tops = np.cumsum([0, *(_TILE + _GAP + _LINE * count + _SPACE * bool(lines) for count in most)])
-    width, height = columns * (_TILE + _GAP) - _GAP, tops[-1] - _GAP * (not lines)
-    chart = Chart(figsize=(width, height))
+        lines = [_compare(wanted, found) for wanted, found in zip(lines, seen, strict=True)]
+    rows = [lines[start : start + columns] for start in range(0, len(lines), columns)]
+    pitch, margin = IMAGE_SIZE + _GAP, _MARGIN if captions else 0
+    tops = np.cumsum([0, *(pitch + _LINE * max(map(len, row)) + margin for row in rows)])
+    height, width = tops[-1] - _GAP, columns * pitch - _GAP
+    sheet = np.full((height, width, 3), 255, np.uint8)
+    chart = Chart(figsize=(_PIXEL * width, _PIXEL * height))
+    axes = chart.add_axes((0, 0, 1, 1), frameon=False, xticks=[], yticks=[])
+    options = {"size": 6 * max(1, columns / 8), "ha": "center", "va": "top"}  # wide: shown smaller
     for index, picture in enumerate(pictures):
-        row, column = divmod(index, columns)
-        left, top = column * (_TILE + _GAP), height - tops[row]
-        box = (left / width, (top - _TILE) / height, _TILE / width, _TILE / height)
-        axes = chart.add_axes(box, frameon=False, xticks=[], yticks=[])
-        axes.imshow(picture, interpolation="nearest", aspect="auto")
-        for number, text in enumerate(lines[index] if lines else ()):
-            chart.text(
-                (left + _TILE / 2) / width,
-                (top - _TILE - 0.05 - number * _LINE) / height,
-                text,
-                color=ORANGE if text.startswith(("✗", "+")) else INK,
-                size=6 * max(1, columns / 8),  # wide grids are shown smaller
-                ha="center",
-                va="top",
-            )
+        top, left = tops[index // columns], index % columns * pitch
+        sheet[top : top + IMAGE_SIZE, left : left + IMAGE_SIZE] = picture
+        for number, text in enumerate(lines[index]):
+            color = ORANGE if text.startswith(("✗", "+")) else INK
+            y = top + IMAGE_SIZE + 4 + number * _LINE
+            axes.text(left + IMAGE_SIZE / 2, y, text, color=color, **options)
+    axes.imshow(sheet, interpolation="nearest", aspect="auto", extent=(0, width, height, 0))
     return chart
 
 
@@ -175,21 +127,21 @@ def denoising_row(images: Any, captions: Sequence[str] | None = None) -> Chart:
     return picture_grid(images, captions, columns=len(images))
 
 
-def split_grid(sheet: Any, padding: int = 2) -> np.ndarray:
+def split_grid(sheet: Any, padding: int = 2, size: int = IMAGE_SIZE) -> np.ndarray:
     """Cut a sheet that torchvision's `make_grid` made back into its pictures.
 
     Args:
         sheet: uint8 (H, W, 3), for instance a PIL image.
         padding: Pixels between the pictures.
+        size: Side of a picture in pixels.
 
     Returns:
-        uint8 (N, 3, 64, 64), row by row.
+        uint8 (N, 3, size, size), row by row.
     """
-    pitch, sheet = IMAGE_SIZE + padding, np.array(sheet)[padding:, padding:, :3]
-    rows, columns = sheet.shape[0] // pitch, sheet.shape[1] // pitch
-    tiles = sheet[: rows * pitch, : columns * pitch].reshape(rows, pitch, columns, pitch, 3)
-    tiles = tiles[:, :IMAGE_SIZE, :, :IMAGE_SIZE].transpose(0, 2, 4, 1, 3)
-    return tiles.reshape(-1, 3, IMAGE_SIZE, IMAGE_SIZE)
+    pixels = torch.as_tensor(np.array(sheet)[padding:, padding:, :3])
+    pitch = size + padding
+    tiles = pixels.unfold(0, size, pitch).unfold(1, size, pitch)
+    return tiles.reshape(-1, 3, size, size).numpy()
 
 
 @styled
@@ -200,23 +152,10 @@ def training_curve(log: Sequence[Mapping[str, float]]) -> Chart:
         log: Rows of a training's log.jsonl: images, loss (a mean over some steps), lr.
     """
     chart, (left, right) = make_panels(2.3, 2, width_ratios=(2, 1))
-    images, loss = _column(log, "images"), _column(log, "loss")
-    window = max(1, len(log) // 25)
-    left.plot(images, loss, color=BLUE, alpha=0.35, linewidth=0.9, label="as logged")
-    if window > 1:
-        mean = np.convolve(loss, np.ones(window) / window, "valid")
-        middle = images[window // 2 : window // 2 + len(mean)]
-        left.plot(middle, mean, color=BLUE, label=f"mean of {window} rows")
-        left.legend()
-    left.set(title="Training loss", ylabel="mean squared error", yscale="log")
-    left.yaxis.set_major_formatter("{x:g}")
-    left.yaxis.set_minor_formatter(FuncFormatter(_some_minor_numbers))
-    right.plot(images, _column(log, "lr"), color=ORANGE)
-    right.set(title="Learning rate", ylim=(0, None))
-    right.yaxis.set_major_formatter("{x:g}")
-    for axes in (left, right):
-        axes.set_xlabel("pictures seen")
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    left.plot(_column(log, "images"), _column(log, "loss"), marker="")
+    right.plot(_column(log, "images"), _column(log, "lr"), color=ORANGE, marker="")
+    _over_pictures_seen(left, "Training loss", ylabel="mean squared error", yscale="log")
+    _over_pictures_seen(right, "Learning rate", ylim=(0, None))
     return chart
 
 
@@ -228,70 +167,76 @@ def loss_by_level(log: Sequence[Mapping[str, Any]]) -> Chart:
         log: Rows of a training's log.jsonl with `loss_by_level`: for equal parts of the time
             steps, from little noise to much, the loss or None.
     """
-    chart, (left, right) = make_panels(2.5, 2, width_ratios=(3, 2), sharey=True)
+    chart, (axes,) = make_panels(2.5)
     rows = [row for row in log if row.get("loss_by_level")]
-    losses = np.ma.masked_invalid(np.array([row["loss_by_level"] for row in rows], dtype=float))
-    count, window = losses.shape[1], max(1, len(rows) // 25)
-    shades = mpl.colormaps["viridis"](np.linspace(0, 0.9, count))
-    starts = range(0, len(rows), window)
-    means = np.ma.stack([losses[start : start + window].mean(axis=0) for start in starts])
-    images = [_column(rows[start : start + window], "images").mean() for start in starts]
-    for level in range(count):
-        left.plot(images, means[:, level], color=shades[level], linewidth=1.2)
-    left.set(title="Loss by level of noise", ylabel="mean squared error", yscale="log")
-    left.set_xlabel("pictures seen")
-    left.xaxis.set_major_formatter(EngFormatter(sep=""))
-    right.plot(range(count), means[-1], color=FAINT, linewidth=1, zorder=1)
-    right.scatter(range(count), means[-1], color=shades, zorder=2)
-    right.set(title="At the end", xlabel="tenth of the time steps, 0: least noise")
-    left.yaxis.set_major_formatter("{x:g}")
+    losses = np.array([row["loss_by_level"] for row in rows], dtype=float)  # None becomes NaN
+    levels = losses.shape[1]
+    axes.set_prop_cycle(color=colormaps["viridis"](np.linspace(0, 0.9, levels)))
+    lines = axes.plot(_column(rows, "images"), losses, linewidth=1.2)
+    axes.legend(lines[:: levels - 1], ["least noise", "most noise"])
+    _over_pictures_seen(axes, "Loss by noise level", ylabel="mean squared error", yscale="log")
     return chart
 
 
 @styled
-def accuracy_dots(
-    rows: Mapping[str, Mapping[str, Any]],
-    published: Mapping[str, Mapping[str, Any]] | None = None,
-    splits: Sequence[str] = ("test", "new_test"),
-) -> Chart:
-    """Compare accuracies, one row a generator and one panel a condition file.
+def learning_curves(records: Mapping[str, Record], score: str = "top_k", x: str = "step") -> Chart:
+    """Show the score on `valid` during trainings, with 95 % intervals; a line a run.
 
     Args:
-        rows: By name and split, estimates (`value`, `low`, `high`) measured here.
-        published: By name and split, estimates of what others report.
-        splits: The panels.
+        records: By name of the line, records with "milestones": rows with x, "scores" and
+            "audit", see `workshop.study.experiments.train_and_score`.
+        score: One of these, for instance "top_k", "exact_set" or "exact_scene".
+        x: "step", "images" or "seconds", of the training.
+
+    Raises:
+        UserError: A record without milestones, or an unknown score or x.
     """
-    published = published or {}
-    names = [name for name in rows if name not in published] + list(published)
-    chart, panels = make_panels(0.75 + 0.26 * len(names), len(splits), sharey=True, sharex=True)
-    heights = {name: -index for index, name in enumerate(names)}
-    for axes, split in zip(panels, splits, strict=True):
-        for source, label, color, marker in (
-            (published, "published", ORANGE, "D"),
-            (rows, "measured here", BLUE, "o"),
-        ):
-            found = {name: row[split] for name, row in source.items() if split in row}
-            if found:
-                places = [heights[name] for name in found]
-                interval_dots(axes, list(found.values()), places, label, color, marker)
-        axes.set(title=split, xlabel="accuracy")
-    panels[0].set_xlim(right=1.004)
-    panels[0].set_ylim(0.6 - len(names), 0.6)
-    panels[0].set_yticks(list(heights.values()), names)
-    chart.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right", ncols=2)
+    if x not in _PROGRESS:
+        raise unknown("x", x, _PROGRESS)
+    quantity, unit = _PROGRESS[x]
+    runs = {name: record.get("milestones") for name, record in records.items()}
+    chart, (axes,) = make_panels(2.6)
+    longest = max(row[x] for rows in runs.values() for row in rows) / unit
+    for place, (name, rows) in enumerate(runs.items()):
+        aside = 0.006 * longest * (place - (len(runs) - 1) / 2)  # so that no interval hides another
+        estimates = [_pick_score(row, score) for row in rows]
+        draw_estimates(axes, _column(rows, x) / unit + aside, estimates, name, "-")
+    axes.set(xlabel=f"{quantity} of training", ylabel=f"{words(score)} on valid", ylim=(None, 1.01))
+    axes.xaxis.set_major_formatter("{x:,.10g}")
+    chart.legend(loc="outside right upper")
     return chart
 
 
 @styled
-def accuracy_by_epoch(
-    rows: Sequence[Mapping[str, float]], splits: Sequence[str] = ("test", "new_test")
-) -> Chart:
-    """Show accuracy during a training: rows with `epoch` and an accuracy for each split."""
+def accuracy_dots(groups: Mapping[str, Any], splits: Sequence[str] = ("test", "new_test")) -> Chart:
+    """Compare accuracies with their 95 % intervals: a row a name, a panel a condition file.
+
+    Args:
+        groups: By group, for instance "published" and "measured here", and within it by name and
+            split, estimates (`value`, `low`, `high`). What several groups have of one name is in
+            one row; a row may lack a split.
+        splits: The panels.
+    """
+    names = list(dict.fromkeys(name for rows in groups.values() for name in rows))
+    height = 0.8 + (0.2 + 0.06 * len(groups)) * len(names)
+    chart, panels = make_panels(height, len(splits), sharey=True, sharex=True)
+    for axes, split in zip(panels, splits, strict=True):
+        for group, rows in groups.items():
+            found = {name: row[split] for name, row in rows.items() if split in row}
+            places = [names.index(name) + _lane(groups, group, name) for name in found]
+            draw_estimates(axes, places, found.values(), group, horizontal=True)
+        axes.set(title=split, xlabel="accuracy", xlim=(None, 1.01), ylim=(len(names) - 0.4, -0.6))
+    panels[0].set_yticks(range(len(names)), names)
+    chart.legend_below()
+    return chart
+
+
+@styled
+def accuracy_by_epoch(rows: Sequence[Mapping[str, float]]) -> Chart:
+    """Show accuracy on both condition files during a training: rows with `epoch` and these."""
     chart, (axes,) = make_panels(2.2)
-    for split, color, marker in zip(splits, (BLUE, ORANGE), "os", strict=True):
-        axes.plot(
-            _column(rows, "epoch"), _column(rows, split), f"-{marker}", color=color, label=split
-        )
+    for split in ("test", "new_test"):
+        axes.plot(_column(rows, "epoch"), _column(rows, split), label=split)
     axes.set(xlabel="epoch", ylabel="accuracy", ylim=(None, 1.0))
     axes.legend(loc="lower right")
     return chart
@@ -306,86 +251,39 @@ def sweep_curves(sweep: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart:
             exact_set, the last two estimates; in each list only one of the settings varies, and
             the other is the generator's own, which a dotted line marks.
     """
-    chart, panels = make_panels(2.6, 2, sharey=True)
-    settings = {"guidance": "guidance_scale", "steps": "num_inference_steps"}
-    for axes, (name, setting), other in zip(
-        panels, settings.items(), ("steps", "guidance"), strict=True
-    ):
-        rows = sweep[name]
-        own = sweep[other][0][setting]
-        axes.axvline(own, color=INK, linewidth=1, linestyle=":", label="the generator's own")
-        for score, color, marker in (("top_k", BLUE, "o"), ("exact_set", ORANGE, "s")):
-            value, low, high = bounds([row[score] for row in rows])
-            x = _column(rows, setting)
-            axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
-            axes.plot(x, value, f"-{marker}", color=color, label=words(score))
-    guidance, steps = panels
-    guidance.set(title=f"At {sweep['guidance'][0]['num_inference_steps']} steps")
-    guidance.set(xlabel="guidance scale", ylabel="score on valid")
-    steps.set(title=f"At guidance {sweep['steps'][0]['guidance_scale']:g}", xscale="log")
-    steps.set_xticks(_column(sweep["steps"], "num_inference_steps"), minor=False)
-    steps.set_xticks([], minor=True)
-    steps.xaxis.set_major_formatter("{x:g}")
-    steps.set_xlabel("sampling steps")
-    chart.legend(*steps.get_legend_handles_labels(), loc="outside lower right", ncols=3)
+    guidance, steps = sweep["guidance"], sweep["steps"]
+    scale, count = steps[0]["guidance_scale"], guidance[0]["num_inference_steps"]
+    chart, (left, right) = make_panels(2.6, 2, sharey=True)
+    _draw_setting(left, guidance, "guidance_scale", scale)
+    _draw_setting(right, steps, "num_inference_steps", count)
+    left.set(title=f"At {count} steps", xlabel="guidance scale", ylabel="score on valid")
+    right.set(title=f"At guidance {scale:g}", xlabel="sampling steps", xlim=(0, None))
+    chart.legend_below()
     return chart
 
 
 @styled
-def label_heatmap(values: Mapping[str, float | None], form: str = "{:.3f}") -> Chart:
+def label_heatmap(
+    values: Mapping[str, float | None], form: str = "{:.3f}", outlined: Sequence[str] = ()
+) -> Chart:
     """Show one value for each of the 24 labels: a row a shape, a column a color.
 
     Args:
         values: By label, for instance its recall or how many pictures have it; None is left out.
         form: How a value is written.
+        outlined: Labels whose values get a frame, for instance those asked for.
     """
-    table = np.array([values[label] for label in LABELS], dtype=float)
-    table = table.reshape(len(SHAPES), len(COLORS))
-    chart, (axes,) = make_panels(1.55)
-    shades = mpl.colormaps["Blues"]
-    norm = mpl.colors.Normalize(np.nanmin(table) - 1e-9, np.nanmax(table) + 1e-9)
-    axes.imshow(shades(0.05 + 0.6 * norm(table)), aspect="auto")
-    for (row, column), value in np.ndenumerate(table):
-        color = OBJECT_COLORS[COLORS[column]]
-        marker = _MARKERS[SHAPES[row]]
-        axes.plot(column - 0.32, row, marker=marker, color=color, mec="white", mew=0.6, ms=8)
+    fields = np.array([values[label] for label in LABELS], dtype=float).reshape(len(SHAPES), -1)
+    chart, (axes,) = make_panels(1.45)
+    low, high = np.nanmin(fields), np.nanmax(fields)
+    most = 2 * high - low  # so that all shades are light, below black text
+    _draw_fields(axes, fields, SHAPES, COLORS, aspect="auto", cmap="Blues", vmin=low, vmax=most)
+    axes.xaxis.tick_top()
+    for (row, column), value in np.ndenumerate(fields):
         text = "–" if np.isnan(value) else form.format(value)
-        axes.text(column + 0.12, row, text, ha="center", va="center")
-    axes.set_xticks(range(len(COLORS)), COLORS)
-    axes.set_yticks(range(len(SHAPES)), SHAPES)
-    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
+        edge = INK if f"{COLORS[column]} {SHAPES[row]}" in outlined else "none"
+        axes.text(column, row, text, ha="center", va="center", bbox={"fc": "none", "ec": edge})
     return chart
-
-
-@styled
-def verdict_bars(probabilities: Any, condition: Sequence[str]) -> Chart:
-    """Show what the evaluator sees in one picture; see `draw_verdict`."""
-    chart = Chart(figsize=(WIDTH, 2.4), layout="constrained")
-    draw_verdict(chart, condition, probabilities)
-    return chart
-
-
-def draw_verdict(
-    figure: Figure | SubFigure, condition: Sequence[str], probabilities: Any | None
-) -> None:
-    """Draw the evaluator's probabilities as bars: a row a shape, a column a color.
-
-    Args:
-        figure: Empty.
-        condition: What was asked for: these bars are outlined.
-        probabilities: (24,), in the order of LABELS, or None before there is a verdict.
-    """
-    figure.suptitle("Evaluator's verdict (outlined: asked for)", fontsize=8, color=INK)
-    values = np.zeros(len(LABELS)) if probabilities is None else np.asarray(probabilities)
-    rows = figure.subplots(len(SHAPES), 1, sharex=True, sharey=True)
-    for axes, shape, part in zip(rows, SHAPES, values.reshape(len(SHAPES), -1), strict=True):
-        _draw_bars(axes, part, probabilities is not None)
-        asked = [x for x, color in enumerate(COLORS) if f"{color} {shape}" in condition]
-        axes.bar(asked, 1, width=0.8, fill=False, edgecolor=INK, linewidth=1.3, zorder=3)
-        axes.set_ylabel(shape, fontsize=7.5)
-    rows[-1].set_xticks(range(len(COLORS)), COLORS, fontsize=6.5)
 
 
 @styled
@@ -397,30 +295,56 @@ def noise_schedules(schedules: Mapping[str, Any]) -> Chart:
             picture's variance that is left at t; the right one the signal-to-noise ratio.
     """
     chart, (left, right) = make_panels(2.3, 2)
-    for (name, alphas), color, line in zip(
-        schedules.items(), (BLUE, ORANGE, GREEN), ("-", "--", "-."), strict=False
-    ):
+    for name, alphas in schedules.items():
         alphas = np.asarray(alphas, dtype=float)
-        left.plot(alphas, line, color=color, label=name)
-        right.plot(alphas / (1 - alphas), line, color=color, label=name)
-    left.set(title=r"Signal left, $\bar\alpha_t$", xlabel="t")
+        left.plot(alphas, marker="", label=name)
+        right.plot(alphas / (1 - alphas), marker="")
+    left.set(title=r"Signal level, $\bar\alpha_t$", xlabel="t")
     right.set(title=r"Signal to noise, $\bar\alpha_t/(1-\bar\alpha_t)$", xlabel="t", yscale="log")
     left.legend()
     return chart
 
 
 @styled
-def cooccurrence(counts: Any) -> Chart:
-    """Show how many pictures have both of two labels: (24, 24) counts, in the order of LABELS."""
-    counts = np.asarray(counts).astype(float)
-    np.fill_diagonal(counts, np.nan)
-    return label_matrix(counts, "pictures", cmap="Blues", vmin=0)
+def label_matrix(values: Any, name: str, **colors: Any) -> Chart:
+    """Show a value for each pair of labels, (24, 24); colors are options of `Axes.imshow`."""
+    chart, (axes,) = make_panels(5.6)
+    image = _draw_fields(axes, values, LABELS, LABELS, **colors)
+    axes.tick_params(axis="x", rotation=90)
+    chart.colorbar(image, label=name, shrink=0.6).outline.set_visible(False)
+    return chart
 
 
-@styled
-def label_similarity(values: Any) -> Chart:
-    """Show how alike two labels are: (24, 24) values in [-1, 1], in the order of LABELS."""
-    return label_matrix(np.asarray(values), "similarity", cmap="RdBu", vmin=-1, vmax=1)
+def draw_estimates(
+    axes: Axes, at: Any, estimates: Iterable, label: str, line: str = "", horizontal: bool = False
+) -> None:
+    """Draw estimates as dots with their intervals, in the next color; one without gets no interval.
+
+    Args:
+        axes: Where.
+        at: (N,), their x, or y where horizontal.
+        estimates: N dataclasses or dicts with `value`, `low` and `high`.
+        label: For the legend.
+        line: "-" joins the dots.
+        horizontal: Whether the values are along x.
+    """
+    rows = [[field(estimate, key) for key in ("value", "low", "high")] for estimate in estimates]
+    value, low, high = np.array(rows, dtype=float).reshape(-1, 3).T  # None becomes NaN: not drawn
+    errors = np.array([value - low, high - value]).clip(min=0)
+    if horizontal:
+        axes.errorbar(value, at, xerr=errors, label=label, linestyle=line)
+    else:
+        axes.errorbar(at, value, yerr=errors, label=label, linestyle=line)
+
+
+def field(item: Any, name: str) -> Any:
+    """Read a field of a dataclass or of the dict that a record keeps of it."""
+    return item[name] if isinstance(item, Mapping) else getattr(item, name)
+
+
+def words(score: str) -> str:
+    """Return the name of a score as figures show it."""
+    return {"top_k": "top-k"}.get(score, score.replace("_", " "))
 
 
 def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
@@ -428,8 +352,7 @@ def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     columns = [[str(cell) for cell in column] for column in zip(*rows, strict=True)]
     numbers = [sum(text[:1].isdigit() for text in column) for column in columns]
     marks = ["---:" if 2 * count > len(rows) else "---" for count in numbers]
-    lines = [" | ".join(map(str, cells)) for cells in (header, marks, *rows)]
-    return "\n".join(f"| {line} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in (header, marks, *rows))
 
 
 def interval_text(estimate: Any, form: str = "{:.3f}", times: float = 1) -> str:
@@ -445,67 +368,52 @@ def interval_text(estimate: Any, form: str = "{:.3f}", times: float = 1) -> str:
     return value if low is None else f"{value} ({low}–{high})"
 
 
-def label_matrix(values: np.ndarray, name: str, **colors: Any) -> Chart:
-    """Show a value for each pair of labels."""
-    chart = Chart(figsize=(WIDTH, 5.6), layout="constrained")
-    axes = chart.subplots()
-    image = axes.imshow(values, **colors)
-    axes.set_xticks(range(len(LABELS)), LABELS, rotation=90)
-    axes.set_yticks(range(len(LABELS)), LABELS)
+def _compare(wanted: Sequence[str], seen: Sequence[str]) -> list[str]:
+    """Return the lines of a caption: labels seen or missed, then those that are too many."""
+    missed, extra = Counter(wanted) - Counter(seen), Counter(seen) - Counter(wanted)
+    lines = [f"✗ {label}" if label in missed else label for label in wanted]
+    return lines + [f"+ {label}" for label in extra.elements()]
+
+
+def _lane(groups: Mapping[str, Mapping[str, Any]], group: str, name: str) -> float:
+    """Return how far a group's dot is from the middle of a row that several groups may share."""
+    sharing = [other for other, rows in groups.items() if rows.get(name)]
+    return 0.25 * (sharing.index(group) - (len(sharing) - 1) / 2)
+
+
+def _pick_score(row: Mapping[str, Any], score: str) -> Mapping[str, float]:
+    """Return one of the estimates of a milestone."""
+    scores = {k: v for k, v in (row["scores"] | row["audit"]).items() if isinstance(v, Mapping)}
+    if score not in scores:
+        raise unknown("score", score, scores)
+    return scores[score]
+
+
+def _draw_setting(axes: Axes, rows: Sequence[Mapping[str, Any]], setting: str, own: float) -> None:
+    """Draw both scores over a setting of a sweep, and mark the generator's own."""
+    axes.axvline(own, color=INK, linewidth=1, linestyle=":", label="the generator's own")
+    for score in ("top_k", "exact_set"):
+        estimates = [row[score] for row in rows]
+        draw_estimates(axes, _column(rows, setting), estimates, words(score), "-")
+
+
+def _over_pictures_seen(axes: Axes, title: str, **options: Any) -> None:
+    """Set up axes of a training; where they are logarithmic, for less than a power of ten too."""
+    axes.set(title=title, xlabel="pictures seen", **options)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in "25" else "")
+
+
+def _draw_fields(axes: Axes, values: Any, rows: Any, columns: Any, **options: Any) -> Any:
+    """Draw a table of values as shades, without frame or ticks, and return the image."""
+    image = axes.imshow(np.asarray(values), **options)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
     axes.tick_params(length=0)
     axes.grid(False)
     axes.spines[:].set_visible(False)
-    chart.colorbar(image, label=name, shrink=0.6).outline.set_visible(False)
-    return chart
-
-
-def _judged(wanted: Sequence[str], seen: Sequence[str]) -> list[str]:
-    left, lines = Counter(seen), []
-    for label in wanted:
-        lines.append(label if left[label] else f"✗ {label}")
-        left[label] -= 1
-    return lines + [f"+ {label}" for label in left.elements()]
-
-
-def interval_dots(
-    axes: Axes, estimates: Sequence[Any], places: Sequence[float], label: str,
-    color: str = BLUE, marker: str = "o", horizontal: bool = True,
-) -> None:  # fmt: skip
-    """Draw estimates as dots with their intervals; one without an interval gets none."""
-    value, low, high = bounds(estimates)
-    errors = np.array([value - low, high - value]).clip(min=0)
-    x, y, side = (value, places, "xerr") if horizontal else (places, value, "yerr")
-    axes.errorbar(
-        x, y, fmt=marker, color=color, label=label, elinewidth=1.4, capsize=2.5, **{side: errors}
-    )
-
-
-def bounds(estimates: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    values = [field(estimate, "value") for estimate in estimates]
-    parts = [values]
-    for name in ("low", "high"):
-        bounds = [field(estimate, name) for estimate in estimates]
-        parts.append([v if b is None else b for v, b in zip(values, bounds, strict=True)])
-    return tuple(np.array(part, dtype=float) for part in parts)
-
-
-def field(item: Any, name: str) -> Any:
-    """Read a field of a dataclass or of the dict that a record keeps of it."""
-    return item[name] if isinstance(item, Mapping) else getattr(item, name)
-
-
-def _draw_bars(axes: Axes, values: Sequence[float], numbers: bool) -> None:
-    places = range(len(values))
-    axes.bar(places, 1, width=0.8, color="#eff0f2", zorder=0)
-    axes.bar(places, values, width=0.8, color=OBJECT_COLORS.values(), zorder=1)
-    axes.axhline(THRESHOLD, color="#9aa0a8", linewidth=0.7, linestyle=(0, (2, 2)), zorder=2)
-    for x, value in enumerate(values if numbers else ()):
-        color = INK if value >= THRESHOLD else FAINT
-        axes.text(x, 1.05, f"{value:.0%}", fontsize=6, ha="center", va="bottom", color=color)
-    axes.set(ylim=(0, 1.25), yticks=[], xlim=(-0.5, len(values) - 0.5))
-    axes.tick_params(length=0)
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
+    return image
 
 
 def _column(rows: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
@@ -514,15 +422,5 @@ def _column(rows: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
 
 def _to_array(images: Any) -> np.ndarray:
     """Turn pictures (N, 3, H, W) into uint8 (N, H, W, 3)."""
-    images = torch.as_tensor(images).cpu()
-    images = to_uint8(images) if images.is_floating_point() else images
-    return images.permute(0, 2, 3, 1).numpy()
-
-
-def words(score: str) -> str:
-    return {"top_k": "top-k", "exact_set": "exact set"}.get(score, score)
-
-
-def _some_minor_numbers(value: float, _) -> str:
-    """Write 2 and 5 times a power of ten: a log axis often spans less than one power."""
-    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
+    images = torch.as_tensor(images).cpu().movedim(1, 3)
+    return (to_uint8(images) if images.is_floating_point() else images).numpy()

@@ -7,7 +7,6 @@ notebooks, the README and the report is read from there.
 
 import dataclasses
 import datetime
-import difflib
 import hashlib
 import importlib.metadata
 import json
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lab7.errors import MissingFileError, UserError
+from lab7.errors import MissingFileError, UserError, unknown, user_files
 from lab7.estimates import Estimate, wilson
 from lab7.files import read_json, write_atomically
 
@@ -51,21 +50,19 @@ class Record:
         Raises:
             UserError: The record has no such metric; the message names the nearest.
         """
-        value: Any = self.metrics
-        for depth, part in enumerate(key.split(".")):
+        value, above = self.metrics, ""
+        for part in key.split("."):
             if not isinstance(value, dict) or part not in value:
-                known = list(value) if isinstance(value, dict) else []
-                where = ".".join(key.split(".")[:depth]) or "its metrics"
-                wanted = f"record {self.name!r} has no {key!r}"
-                raise UserError(f"{wanted}: {where} holds {_list(known)}{_nearest(part, known)}")
-            value = value[part]
+                known = value if isinstance(value, dict) else ()
+                raise unknown(f"metric of record {self.name!r}", key, [above + x for x in known])
+            value, above = value[part], f"{above}{part}."
         return value
 
 
 def write_record(
     run_name: str,
     config: Any,
-    metrics: Any,
+    metrics: Mapping[str, Any],
     root: str | Path = RESULTS_DIR,
     *,
     seeds: Sequence[int] = (),
@@ -76,8 +73,8 @@ def write_record(
     Args:
         run_name: Name of the folder: letters, digits, `-`, `_` and `.`.
         config: The settings, a dict or a dataclass.
-        metrics: What was measured, a dict or a dataclass; may hold dataclasses (`Scores`), tensors
-            and arrays. Counts (pictures, conditions) belong here, beside what they are counts of.
+        metrics: What was measured; may hold dataclasses (`Scores`), tensors and arrays. Counts
+            (pictures, conditions) belong here, beside what they are counts of.
         root: Folder of the records.
         seeds: The random seeds of the run.
         weights: File or folder whose hash is noted.
@@ -86,18 +83,18 @@ def write_record(
         The record's folder.
 
     Raises:
-        UserError: A name that is no folder name, "environment" among the metrics, or a value
-            that JSON does not know (NaN).
-        OSError: No permission, or a file where a folder is needed.
+        UserError: A name that is no folder name, or `root` cannot be written.
+        ValueError: "environment" among the metrics, or a value that JSON does not know (NaN).
+        TypeError: A value of a type that JSON does not know.
     """
     if not _NAME.fullmatch(run_name):
         raise UserError(f"a record's name is letters, digits, '-', '_' and '.', not {run_name!r}")
-    config, metrics = _plain(config), _plain(metrics)
     if "environment" in metrics:
-        raise UserError("'environment' is no name for a metric: write_record fills it in")
-    metrics["environment"] = environment() | {"seeds": list(seeds)}
+        raise ValueError("'environment' is no name for a metric: write_record fills it in")
+    measured_in = environment() | {"seeds": list(seeds)}
     if weights is not None:
-        metrics["environment"]["weights_sha256"] = file_hash(weights)
+        measured_in["weights_sha256"] = file_hash(weights)
+    metrics = {**metrics, "environment": measured_in}
     texts = {"config.json": _dump(config), "metrics.json": _dump(metrics)}
     folder = Path(root) / run_name
     for name, text in texts.items():
@@ -113,9 +110,7 @@ def read_record(run_name: str, root: str | Path = RESULTS_DIR) -> Record:
     """
     folder = Path(root) / run_name
     if not (folder / "metrics.json").is_file():
-        known = _record_names(Path(root))
-        hint = _nearest(run_name, known)
-        raise UserError(f"no record {run_name!r} in {root}: it holds {_list(known)}{hint}")
+        raise unknown(f"record of {root}", run_name, _record_names(Path(root)))
     metrics = read_json(folder / "metrics.json")
     measured_in = metrics.pop("environment", {})
     return Record(run_name, read_json(folder / "config.json"), metrics, measured_in)
@@ -126,15 +121,75 @@ def read_records(root: str | Path = RESULTS_DIR) -> dict[str, Record]:
     return {name: read_record(name, root) for name in _record_names(Path(root))}
 
 
+def trainings(records: Mapping[str, Record], name: str) -> list[Record]:
+    """Return the records of all trainings of an experiment: NAME and, of other seeds, NAME-seed1 …
+
+    Args:
+        records: By name.
+        name: Of the experiment.
+
+    Raises:
+        UserError: There is none; the message names the nearest record.
+    """
+    found = [record for other, record in records.items() if other.split("-seed")[0] == name]
+    if not found:
+        raise unknown("record", name, records)
+    return found
+
+
+def comparable(
+    records: Mapping[str, Record], part: str = "test"
+) -> tuple[dict[str, Record], dict[str, str]]:
+    """Choose the records whose scores can be compared picture by picture.
+
+    They have the same budget, data and precision of training, conditions, seeds and sampling steps,
+    and none is of the same weights and guidance as another.
+
+    Args:
+        records: By name.
+        part: The set of conditions that is compared.
+
+    Returns:
+        The records that are like most of them, and by name why each of the others is left out, one
+        line each.
+    """
+    kept, left_out, runs = {}, {}, {}
+    for name, record in records.items():
+        found = record.metrics.get(part, {})
+        run = record.environment.get("weights_sha256", name), found.get("guidance_scale")
+        if "pictures" not in found:
+            left_out[name] = f"{name} has no verdicts on pictures of {part!r}"
+        elif "training" not in record.metrics:
+            left_out[name] = f"{name} does not say how it was trained"
+        elif run in runs:
+            left_out[name] = f"{name} is of the same run as {runs[run]}"
+        else:
+            kept[name], runs[run] = record, name
+    facts = {name: _comparable_facts(record, part) for name, record in kept.items()}
+    usual = max(facts.values(), key=list(facts.values()).count, default={})
+    for name, found in facts.items():
+        other = [
+            what if isinstance(found[what], list) else f"{what}: {found[what]}, not {usual[what]}"
+            for what in found
+            if found[what] != usual[what]
+        ]
+        if other:
+            del kept[name]
+            left_out[name] = f"{name} differs from the rest of its table in {', '.join(other)}"
+    return kept, left_out
+
+
+@user_files()
 def append_log(path: str | Path, row: Mapping[str, Any]) -> None:
     """Add one row to a JSON-lines file, in one write, so that a reader never sees half a row."""
     path = Path(path)
+    line = json.dumps(row, default=_plain, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(_plain(row), allow_nan=False) + "\n"
     with open(path, "ab", buffering=0) as file:
         file.write(line.encode())
 
 
+@user_files()
 def read_log(path: str | Path) -> list[dict[str, Any]]:
     """Read the rows of a JSON-lines file.
 
@@ -173,14 +228,14 @@ def original_scores() -> dict[str, dict[str, Estimate]]:
 def environment() -> dict[str, Any]:
     """Return where a number comes from: versions, commit, machine, date (UTC).
 
-    `git_changes` tells whether the package differed from the commit.
+    `git_changes` tells whether the code differed from the commit.
     """
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_changes": bool(_git("status", "--porcelain", "--", "lab7")),
+        "git_changes": bool(_git("status", "--porcelain", "--", "lab7", "workshop")),
         "machine": describe_machine(),
     }
 
@@ -201,6 +256,7 @@ def describe_machine() -> str:
     return words
 
 
+@user_files()
 def file_hash(path: str | Path) -> str:
     """Return the SHA-256 of a file, or of all files of a folder with their names."""
     path = Path(path)
@@ -208,39 +264,43 @@ def file_hash(path: str | Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     if not path.is_dir():
         raise MissingFileError(f"no file or folder {path}")
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")):
-        if file.is_file():
-            digest.update(f"{file.relative_to(path).as_posix()} {file_hash(file)}\n".encode())
-    return digest.hexdigest()
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    lines = [f"{file.relative_to(path).as_posix()} {file_hash(file)}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _comparable_facts(record: Record, part: str) -> dict[str, Any]:
+    """Return what has to be the same for scores to be compared picture by picture."""
+    training, found = record.metrics["training"], record.metrics[part]
+    return {
+        "the pictures of training": training["images"],
+        "the training data": training.get("data_sha256"),
+        "the precision of training": training.get("precision"),
+        "the origin of pictures and evaluator": record.metrics.get("course"),
+        "the sampling steps": found.get("num_inference_steps"),
+        "the conditions": [found["pictures"][key] for key in ("conditions", "condition")],
+        "the seeds": found["pictures"]["seed"],
+    }
 
 
 def _plain(value: Any) -> Any:
-    """Turn dataclasses, tensors, arrays and paths within a value into what JSON knows."""
+    """Turn a dataclass, tensor or array into what JSON knows."""
     if dataclasses.is_dataclass(value):
-        value = dataclasses.asdict(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return dataclasses.asdict(value)
     if isinstance(value, torch.Tensor | np.ndarray | np.generic):
         return value.tolist()
-    return str(value) if isinstance(value, Path) else value
+    raise TypeError(f"JSON does not know {type(value).__name__}")
 
 
 def _dump(value: Any) -> str:
     """Write JSON, each innermost list on one line."""
-    try:
-        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"a record cannot hold this: {error}") from None
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
     # A line break is always layout: within a string JSON writes it as an escape.
     return re.sub(r"\[\n[^\[\]{}]*\n *\]", _one_line, text) + "\n"
 
 
 def _one_line(match: re.Match) -> str:
-    lines = match[0].split("\n")
-    return "[" + " ".join(line.lstrip() for line in lines[1:-1]) + "]"
+    return "[" + " ".join(line.lstrip() for line in match[0].split("\n")[1:-1]) + "]"
 
 
 def _record_names(root: Path) -> list[str]:
@@ -254,12 +314,3 @@ def _git(*arguments: str) -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(names) or "nothing"
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    nearest = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {nearest[0]!r}?" if nearest else ""

@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -25,7 +24,6 @@ from lab7.pipeline import ConditionalDDPMPipeline, to_pil
 DENOISING_CONDITION = ("red sphere", "cyan cylinder", "cyan cube")  # the one the course asks for
 DENOISING_FRAMES = 10
 GRID_COLUMNS = 8
-SAMPLE_ROWS = 6
 _BORDER = 2  # pixels, what make_grid leaves between pictures
 
 
@@ -38,6 +36,7 @@ def write_samples(
     guidance_scale: float | None = None,
     evaluator: Evaluator | None = None,
     progress: bool = True,
+    denoising: Sequence[str] | None = None,
 ) -> dict:
     """Draw one picture for each condition into a folder as the course wants it handed in.
 
@@ -54,6 +53,8 @@ def write_samples(
         guidance_scale: Of classifier-free guidance; None takes the pipeline's own.
         evaluator: The judge; None leaves the scores out.
         progress: Whether to show a progress bar.
+        denoising: Labels of the denoising row, which has the seed `seed`; None takes the first
+            condition, so that the row ends in 0.png.
 
     Returns:
         What samples.json holds.
@@ -67,7 +68,7 @@ def write_samples(
         images = pipeline(
             conditions, seeds=seeds, output_type="pt", progress=progress, **settings
         ).images
-        frames = denoising_frames(pipeline, DENOISING_CONDITION, seed, **settings)
+        frames = denoising_frames(pipeline, denoising or conditions[0], seed, **settings)
         summary = {
             "settings": settings | {"scheduler": scheduler_name(pipeline.scheduler), "seed": seed},
             "conditions": [list(condition) for condition in conditions],
@@ -121,30 +122,6 @@ def to_grid(images: Tensor, columns: int = GRID_COLUMNS) -> Image.Image:
     else:  # make_grid would leave out the border, which `split_grid` counts on
         sheet = F.pad(images[0], (_BORDER,) * 4, value=1.0)
     return to_pil(sheet[None])[0]
-
-
-def stack_grids(sheets: Sequence[Image.Image]) -> Image.Image:
-    """Put sheets of `to_grid` of one width below each other, as one sheet."""
-    rows = [np.array(sheet)[:-_BORDER] for sheet in sheets]
-    return Image.fromarray(np.vstack([*rows, np.array(sheets[-1])[-_BORDER:]]))
-
-
-def choose_sample_rows(folder: Path, count: int = SAMPLE_ROWS) -> dict[int, Image.Image]:
-    """Read some of the rows of samples that a training drew.
-
-    Args:
-        folder: The training's folder samples/.
-        count: The most to choose; the steps between them grow, as the pictures change ever slower.
-
-    Returns:
-        The rows by training step, from the first to the last; empty if the training drew none.
-    """
-    files = {int(file.stem.removeprefix("step-")): file for file in folder.glob("step-*.png")}
-    if not files:
-        return {}
-    wanted = np.geomspace(min(files), max(files), count)
-    steps = sorted({min(files, key=lambda step: abs(step - near)) for near in wanted})
-    return {step: Image.open(files[step]).convert("RGB") for step in steps}
 
 
 def _judge(evaluator: Evaluator, images: Tensor, labels: Tensor) -> dict:

@@ -1,35 +1,46 @@
-"""Scores of a generator: pictures are drawn for conditions, both judges look at each, once, and all
-scores follow from these verdicts."""
+"""Every score of pictures, with its interval, from the verdicts of both judges on each picture.
 
-import dataclasses
-from collections.abc import Iterable, Sequence
+Labels cannot tell whether a generator draws one picture a label, pictures of another kind, or
+copies of those it was trained on. Distances between what the auditor's network sees in pictures
+(`Auditor.features`) can.
+"""
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from lab7.auditor import Audit, Auditor, scene_ratios
+from lab7.cache import cache_folder
+from lab7.dataset import ICLEVRDataset, data_hash
 from lab7.diffusion import scheduler_name
-from lab7.errors import UserError
-from lab7.estimates import Estimate, Values, mean, share
+from lab7.errors import UserError, unknown
+from lab7.estimates import Estimate, Values, difference, mean, share
 from lab7.evaluator import THRESHOLD, Evaluator, Scores, label_ratios, top_k_hits
-from lab7.fidelity import Fidelity, RealPictures
+from lab7.files import write_atomically
 from lab7.labels import LABELS, NUM_LABELS, encode
 from lab7.pipeline import ConditionalDDPMPipeline
+from lab7.records import Record, comparable, trainings
 
 Conditions = Sequence[Sequence[str]]
-Ratios = dict[str, tuple[Values, Values]]
+Ratios = dict[str, tuple[Values, Values]]  # by score, numerators and denominators of pictures
 PARTS = ("scores", "audit", "agreement", "fidelity")  # of what `score_verdicts` returns
 _WORDS = {"top_k": "top-k", "f1": "F1"}
+_MORE_IS_BETTER = ("top_k", "exact_set", "precision", "recall", "f1", "exact_scene")
+_REAL_PICTURES = 2000  # that a set is compared with
+_Z = 1.959964  # 97.5 % quantile of the normal distribution
 
 
 @dataclass(frozen=True)
 class Agreement:
     """How often evaluator and auditor say the same of pictures.
 
-    `same_labels`: both see the same labels, whatever their number. The four others share out all
+    `same_labels`: both see the same labels, whatever their number. The four others sort all
     pictures by who finds exactly what was asked for: the evaluator its labels and no other, the
     auditor each exactly once.
     """
@@ -42,6 +53,20 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class Fidelity:
+    """How near pictures are to those of the training.
+
+    `kernel_distance` compares them, as a set, with training pictures of as many objects; None
+    where training has none, or for fewer than three conditions. `nearest_distance` is the mean
+    distance of a picture to the nearest training picture: much lower than among training pictures
+    themselves means copies.
+    """
+
+    kernel_distance: Estimate | None
+    nearest_distance: Estimate
+
+
+@dataclass(frozen=True)
 class Verdicts:
     """What the judges say of each of B pictures, as records keep it: scores rest on nothing else.
 
@@ -51,7 +76,7 @@ class Verdicts:
         seed: Of each picture; None for pictures from elsewhere.
         hits: How many of its k labels are among its k highest outputs of the evaluator.
         seen: The labels that pass the evaluator's threshold, as indices into `LABELS`.
-        counted: The objects that the auditor finds, likewise, a label as often as it is there; None
+        counted: The objects that the auditor finds, likewise, a label as often as it occurs; None
             if it was not asked.
         nearest: The distance to the nearest training picture; None if that was not asked.
     """
@@ -65,7 +90,7 @@ class Verdicts:
     nearest: list[float] | None = None
 
     def ratios(self) -> dict[str, Ratios]:
-        """Return by part and score what each picture adds above and below the line, (B,) each."""
+        """Return numerators and denominators (B,) of pictures, by part and score."""
         labels, ones = encode(self.conditions)[self.condition], torch.ones(len(self.condition))
         seen = _count(self.seen) > 0
         parts = {"scores": label_ratios(torch.tensor(self.hits), seen, labels)}
@@ -86,12 +111,33 @@ class Verdicts:
         return parts
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """How a score of one generator differs from that of another, over the same pictures.
+
+    Attributes:
+        difference: First minus second, with its interval over conditions.
+        num_conditions: That both were asked for.
+        training_seeds: Of each side, how many different ones its trainings have.
+        verdict: "cannot be told apart" where the interval holds 0, or where the trainings of a side
+            differ among themselves by as much; else "better" or "worse" with two training seeds or
+            more on both sides, and "one seed: higher" or "one seed: lower" with fewer, as a second
+            training could turn it round. Where more is not better, such as of extra objects, it
+            says "higher" or "lower".
+    """
+
+    difference: Estimate
+    num_conditions: int
+    training_seeds: tuple[int, int]
+    verdict: str
+
+
 def draw_and_judge(
     pipeline: ConditionalDDPMPipeline,
     conditions: Conditions,
     evaluator: Evaluator,
     auditor: Auditor | None = None,
-    real: RealPictures | None = None,
+    real: "RealPictures | None" = None,
     repetitions: int = 4,
     first_seed: int = 0,
     num_inference_steps: int | None = None,
@@ -116,6 +162,9 @@ def draw_and_judge(
     Returns:
         What `judge_pictures` returns, with the settings and the "timesteps" that the sampler took;
         and the pictures (R·N, 3, 64, 64) in [-1, 1], repetition by repetition.
+
+    Raises:
+        UserError: No repetition, or settings that are not valid.
     """
     if repetitions < 1:
         raise UserError(f"repetitions {repetitions} must be at least 1")
@@ -139,7 +188,7 @@ def judge_pictures(
     conditions: Conditions,
     evaluator: Evaluator,
     auditor: Auditor | None = None,
-    real: RealPictures | None = None,
+    real: "RealPictures | None" = None,
     seeds: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Have pictures judged, and score them.
@@ -174,48 +223,229 @@ def judge_pictures(
         None if auditor is None else _list(auditor.count(images)),
         nearest,
     )
-    found = score_verdicts(verdicts)
-    if real:
-        found["fidelity"] = dataclasses.replace(found["fidelity"], kernel_distance=kernel)
-    return found | {"pictures": verdicts}
+    return score_verdicts(verdicts, kernel) | {"pictures": verdicts}
 
 
-def score_verdicts(verdicts: Verdicts) -> dict[str, Any]:
+def score_verdicts(verdicts: Verdicts, kernel_distance: Estimate | None = None) -> dict[str, Any]:
     """Score pictures from what was said of each, for instance from a record's "pictures".
 
+    Args:
+        verdicts: All that was said.
+        kernel_distance: Of the pictures, which they have as a set only: it goes into "fidelity".
+
     Returns:
-        "scores" of the evaluator, and as far as they were asked for the "audit" of the auditor, the
-        "agreement" of both, and the "fidelity", without the kernel distance, which pictures have
-        as a set. All intervals are over conditions.
+        "scores" of the evaluator, and as far as they were asked for the "audit" of the auditor,
+        the "agreement" of both, and the "fidelity". All intervals are over conditions.
     """
     parts, groups = verdicts.ratios(), verdicts.condition
     found = {"scores": Scores.of(parts["scores"], groups)}
     if "audit" in parts:
         found["audit"] = Audit.of(parts["audit"], groups)
         shares = parts["agreement"].items()
-        found["agreement"] = Agreement(**{name: share(a, b, groups) for name, (a, b) in shares})
+        found["agreement"] = Agreement(**{name: share(*ratio, groups) for name, ratio in shares})
     if "fidelity" in parts:
-        found["fidelity"] = Fidelity(None, mean(verdicts.nearest, groups))
+        found["fidelity"] = Fidelity(kernel_distance, mean(verdicts.nearest, groups))
     return found
 
 
-def score_table(sets: dict[str, dict[str, Any]]) -> str:
-    """Write scores as a table, a column a set of conditions.
+def score_table(sets: Mapping[str, Mapping[str, Any]]) -> str:
+    """Write scores as a table of plain text, a column for each set of conditions.
 
     Args:
-        sets: By name, what `judge_pictures` returned.
+        sets: By name, what `judge_pictures` returned; of all the same parts.
     """
-    found = [{} for _ in sets]
-    for values, metrics in zip(found, sets.values(), strict=True):
-        for part in PARTS:
-            values |= vars(metrics[part]) if part in metrics else {}
-    rows = [["", *sets]]
-    for name in found[0]:
-        words = _WORDS.get(name, name.removeprefix("num_").replace("_", " "))
-        rows.append([words, *(_cell(values[name]) for values in found)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
+    found = list(sets.values())
+    rows = {"": list(sets)}
+    for part in (part for part in PARTS if part in found[0]):
+        for name in vars(found[0][part]):
+            words = _WORDS.get(name, name.removeprefix("num_").replace("_", " "))
+            rows[words] = [_cell(getattr(metrics[part], name)) for metrics in found]
+    lines = [[f"{words:16}", *(f"{cell:30}" for cell in cells)] for words, cells in rows.items()]
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def label_names(lists: Iterable[Sequence[int]]) -> list[list[str]]:
+    """Return the labels that lists of indices stand for, as "seen" and "counted" hold them."""
+    return [[LABELS[index] for index in indices] for indices in lists]
+
+
+def compare_paired(
+    first: Sequence[Record], second: Sequence[Record], part: str = "test", score: str = "top_k"
+) -> Comparison:
+    """Compare a score of two generators, picture by picture of the same conditions and seeds.
+
+    Args:
+        first: The records of the one, a record for each of its trainings.
+        second: The same of the other.
+        part: The set of conditions.
+        score: Any score of pictures, for instance "top_k" or "exact_scene".
+
+    Raises:
+        UserError: Unknown names, or records that are not `comparable`; the message names them.
+    """
+    _, left_out = comparable({record.name: record for record in (*first, *second)}, part)
+    if left_out or not first or not second:
+        raise UserError("; ".join(left_out.values()) or "no records on one side: give at least one")
+    sides = [np.stack([_ratio(record, part, score) for record in side]) for side in (first, second)]
+    pooled, condition = [side.sum(0) for side in sides], first[0].get(f"{part}.pictures.condition")
+    found = difference(pooled[0], pooled[1], condition)
+    seeds = tuple(len({record.config.get("seed") for record in side}) for side in (first, second))
+    spread = max(np.ptp(side[:, 0].sum(1) / np.maximum(side[:, 1].sum(1), 1)) for side in sides)
+    verdict = _verdict(found, min(seeds), spread, score)
+    return Comparison(found, len(set(condition)), seeds, verdict)
+
+
+def paired_table(
+    records: Mapping[str, Record],
+    pairs: Iterable[tuple[str, str]],
+    part: str = "test",
+    score: str = "top_k",
+) -> dict[tuple[str, str], Comparison]:
+    """Compare pairs of experiments, each with all its trainings, see `compare_paired`.
+
+    Args:
+        records: By name, for instance those that `comparable` keeps. NAME and NAME-seed1 are two
+            trainings of the experiment NAME.
+        pairs: Names of two experiments each.
+        part: The set of conditions.
+        score: Any score of pictures.
+
+    Returns:
+        By pair, how the first differs from the second.
+
+    Raises:
+        UserError: Unknown names, or records that are not `comparable`; the message names them.
+    """
+    sides = {pair: [trainings(records, name) for name in pair] for pair in pairs}
+    return {pair: compare_paired(a, b, part, score) for pair, (a, b) in sides.items()}
+
+
+class RealPictures:
+    """What the auditor sees in the training pictures; computed once and kept in the cache.
+
+    Args:
+        auditor: Whose features are used.
+        dataset: The training pictures.
+    """
+
+    def __init__(self, auditor: Auditor, dataset: ICLEVRDataset):
+        self.auditor = auditor
+        self.sizes = dataset.conditions.sum(1).long()
+        self.features = _cached_features(auditor, dataset.images)
+
+    def compare(
+        self, images: Tensor, labels: Tensor, groups: Tensor | None = None
+    ) -> tuple[Estimate | None, list[float]]:
+        """Return the kernel distance of pictures, and how far each is from the nearest of these.
+
+        Args:
+            images: (B, 3, 64, 64).
+            labels: (B, 24) multi-hot, what they should show.
+            groups: (B,), see `kernel_distance`.
+
+        Returns:
+            The first is None where `Fidelity` says so; the others are rounded to four digits.
+        """
+        features = self.auditor.features(images)
+        alike = self.features[self._of_sizes(labels.sum(1).long())]
+        nearest = nearest_distances(features, self.features)
+        distances = [round(distance, 4) for distance in nearest.tolist()]
+        return kernel_distance(features, alike, groups), distances
+
+    def _of_sizes(self, sizes: Tensor) -> Tensor:
+        """Draw rows whose numbers of objects are distributed as `sizes`, always the same."""
+        generator = torch.Generator().manual_seed(0)
+        rows = []
+        for size, count in zip(*sizes.unique(return_counts=True), strict=True):
+            there = (self.sizes == size).nonzero()[:, 0]
+            wanted = round(_REAL_PICTURES * int(count) / len(sizes))
+            if len(there) == 0:
+                return there
+            rows.append(there[torch.randperm(len(there), generator=generator)[:wanted]])
+        return torch.cat(rows)
+
+
+def kernel_distance(x: Tensor, y: Tensor, groups: Tensor | None = None) -> Estimate | None:
+    """Estimate the kernel distance (KID) of two sets of pictures from their features.
+
+    The squared maximum mean discrepancy with the kernel (a·b/d + 1)³, without bias, so that it is 0
+    on average, and may be below, for two sets of the same kind (Bińkowski et al., “Demystifying MMD
+    GANs”, 2018, eq. 4). Pictures of one condition are more alike than independent ones, so pairs of
+    them do not count. The interval is the jackknife's over groups of x; y counts as given.
+
+    Args:
+        x: (N, d), of the pictures that are judged.
+        y: (M, d), of real pictures.
+        groups: (N,) integers; pictures with the same number share a condition. None: every picture
+            has its own.
+
+    Returns:
+        The distance; None for fewer than three groups, or fewer than two pictures in y.
+    """
+    groups = torch.arange(len(x)) if groups is None else groups
+    _, rows, sizes = groups.unique(return_inverse=True, return_counts=True)
+    count = len(sizes)
+    if count < 3 or len(y) < 2:
+        return None
+    x, y, n = x.double(), y.double(), len(x)
+    within_y = _kernel(y, y).fill_diagonal_(0).sum() / (len(y) * (len(y) - 1))
+    others = _kernel(x, x).masked_fill(rows == rows[:, None], 0).sum(1)
+    pairs, across = rows.bincount(others), rows.bincount(_kernel(x, y).mean(1))  # by group
+    whole = pairs.sum() / (n**2 - sizes.square().sum()) - 2 * across.sum() / n
+    left = n - sizes  # pictures without a group, as is all that follows
+    within = (pairs.sum() - 2 * pairs) / (left**2 - sizes.square().sum() + sizes**2)
+    parts = within - 2 * (across.sum() - across) / left
+    error = ((count - 1) / count * (parts - parts.mean()).square().sum()).sqrt()
+    value, margin = float(whole + within_y), _Z * float(error)
+    return Estimate(value, value - margin, value + margin)
+
+
+def nearest_distances(x: Tensor, y: Tensor) -> Tensor:
+    """Return how far each of x (N, d) is from the nearest of y (M, d), as (N,).
+
+    Args:
+        x: Features of the pictures that are judged.
+        y: Features of the pictures that may have been copied.
+    """
+    exact = "donot_use_mm_for_euclid_dist"  # with matrix products, copies would not be at 0
+    batches = [torch.cdist(batch, y, compute_mode=exact) for batch in x.split(512)]
+    return torch.cat([distances.min(1).values for distances in batches])
+
+
+def _cached_features(auditor: Auditor, images: Tensor) -> Tensor:
+    """Return the features of pictures (N, 3, 64, 64) uint8, from the cache where it has them."""
+    weights = torch.cat([x.flatten().cpu() for x in auditor.network.state_dict().values()])
+    path = cache_folder() / f"features-{data_hash(images, weights)[:32]}.npy"
+    with contextlib.suppress(OSError, EOFError, ValueError):  # not there, or damaged
+        return torch.from_numpy(np.load(path))
+    batches = tqdm(images.split(512), "looking at the training pictures", disable=None, leave=False)
+    features = torch.cat([auditor.features(batch) for batch in batches])
+    with contextlib.suppress(UserError):  # without a cache it is computed again next time
+        write_atomically(path, lambda file: np.save(file, features.numpy()))
+    return features
+
+
+def _kernel(a: Tensor, b: Tensor) -> Tensor:
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def _ratio(record: Record, part: str, score: str) -> np.ndarray:
+    """Return numerators and denominators of a score of a record's pictures, (2, B)."""
+    parts = Verdicts(**record.get(f"{part}.pictures")).ratios()
+    known = {name: ratio for ratios in parts.values() for name, ratio in ratios.items()}
+    if score not in known:
+        raise unknown("score", score, known)
+    return np.stack([np.asarray(column, dtype=float) for column in known[score]])
+
+
+def _verdict(found: Estimate, seeds: int, spread: float, score: str) -> str:
+    """Say which side is better, see `Comparison`."""
+    if found.low <= 0 <= found.high or spread >= abs(found.value):
+        return "cannot be told apart"
+    word = "higher" if found.value > 0 else "lower"
+    if seeds == 1:
+        return f"one seed: {word}"
+    return {"higher": "better", "lower": "worse"}[word] if score in _MORE_IS_BETTER else word
 
 
 def _cell(found: Estimate | int | None) -> str:
@@ -226,13 +456,8 @@ def _cell(found: Estimate | int | None) -> str:
     return f"{found.value:.4f} [{found.low:.3f}, {found.high:.3f}] {found.hits}/{found.total}"
 
 
-def label_names(lists: Iterable[Sequence[int]]) -> list[list[str]]:
-    """Return the labels that lists of indices stand for, as "seen" and "counted" hold them."""
-    return [[LABELS[index] for index in indices] for indices in lists]
-
-
 def _list(counts: Tensor) -> list[list[int]]:
-    """Return the labels of each row of counts (B, 24) as indices, each as often as it is there."""
+    """Return the labels of each row of counts (B, 24) as indices, each as often as it occurs."""
     return [np.repeat(np.arange(NUM_LABELS), row).tolist() for row in counts.long().numpy()]
 
 

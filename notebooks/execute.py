@@ -25,15 +25,18 @@ NOTEBOOKS = Path(__file__).resolve().parent
 ROOT = NOTEBOOKS.parent
 DATA = ("data/*.json", "data/pictures.zip")
 GENERATOR = ("data/weights/generator/**/*", "report/results/ours/*")
+EVALUATOR = "data/weights/evaluator.safetensors"
 READS = {  # the files each notebook reads, as patterns
-    "01_data_exploration": (*DATA, "data/weights/evaluator.safetensors"),
-    "02_training": (*DATA, *GENERATOR),
+    "01_data_exploration": (*DATA, EVALUATOR, *GENERATOR),
+    "02_training": (*DATA, EVALUATOR, *GENERATOR),
     "03_sampling": ("data/*.json", "data/weights/*", *GENERATOR, "report/results/sweep/*"),
-    "04_ablations": (*GENERATOR, "report/results/**/*.json"),
+    "04_ablations": (*GENERATOR, "report/results/**/*.json", "report/results/*/samples.png"),
     "05_judges": (
         *DATA,
         "data/weights/*",
-        "report/results/ours/metrics.json",
+        *GENERATOR,
+        "report/results/published.json",
+        "report/results/twin-cosine/test.png",
         *(f"report/results/{name}/*" for name in ("evaluator", "auditor", "judges")),
     ),
     "solutions": (*DATA, *GENERATOR, "report/results/*/*.json", "report/results/published.json"),

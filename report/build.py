@@ -1,8 +1,8 @@
 """Builds report.pdf and report.html from the records of the experiments.
 
 The text is report.typ. What it says about results it reads from the records, about the data from
-facts.json, which is counted here; the figures are drawn here from the same records. The same
-records give the same bytes.
+facts.json, which is counted here; the figures are drawn in figures.py from the same records. The
+same records give the same bytes.
 """
 
 import dataclasses
@@ -10,48 +10,34 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
-import numpy as np
-import typst
-from diffusers import DDPMScheduler
-from PIL import Image
-
 from lab7 import plots
-from lab7.dataset import (
-    CONDITION_FILES,
-    DATA_DIR,
-    SCORED,
-    STEPS,
-    ICLEVRDataset,
-    is_course,
-    named_conditions,
-    resolve_root,
-)
+from lab7.dataset import CONDITION_FILES, SCORED, named_conditions
 from lab7.errors import UserError, user_files
 from lab7.estimates import Estimate
-from lab7.experiments import EXPERIMENTS
+from lab7.experiments import EXPERIMENTS, ORIGINALS, TWINS
 from lab7.files import read_json, require_place, write_atomically
 from lab7.labels import LABELS
+from lab7.layouts import DATA_DIR, Layout, Root, find_layout
 from lab7.records import (
     RESULTS_DIR,
     Record,
+    comparable,
     original_scores,
     published,
-    read_log,
     read_record,
     read_records,
 )
-from lab7.scoring import label_names
-from workshop.judges import plots as judge_plots
+from lab7.sampling import DENOISING_CONDITION
+from lab7.scoring import paired_table
+from report.figures import EPSILON, TRIALS, draw_figures, judge_results
+from report.handin import HandIn
+from report.printing import needs_system_fonts, typeset, unpack_font
 
 HERE = Path(__file__).resolve().parent
 NEEDED = ("ours", "sweep")  # and those of the judges, see `judge_records`; others are optional
-ORIGINAL = tuple(name for name in EXPERIMENTS if name.startswith("original-"))
-SCENES_SHOWN = 8
-Condition = Sequence[str]
 README_MARKS = ("<!-- results -->", "<!-- /results -->")
 
 
@@ -60,7 +46,7 @@ def build(
     output: str | Path,
     results: str | Path = RESULTS_DIR,
     data: str | Path | None = None,
-    author: str = "",
+    handin: HandIn | None = None,
 ) -> list[Path]:
     """Draw the figures and typeset the report.
 
@@ -69,7 +55,8 @@ def build(
         results: Folder of the records.
         data: Folder of the data set that the records are of. None takes the embedded set, or what
             `LAB7_DATA` names for records of the course's pictures.
-        author: Stands below the title.
+        handin: What a student hands in: its grids and denoising row take the place of those of
+            the records.
 
     Returns:
         The files written; nothing is written unless all of it could be made.
@@ -86,12 +73,13 @@ def build(
     course = records["ours"].get("course")
     records |= judge_records(results, course["evaluator"])
     data = find_data(data, course["pictures"])
+    system_fonts = handin is not None and needs_system_fonts(handin.student)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        draw_figures(records, results, data, work / "figures")
-        gather(records, results, data, work, author)
+        draw_figures(records, results, data, work / "figures", handin)
+        gather(records, results, data, work, handin)
         for kind in ("html", "pdf"):
-            (work / f"report.{kind}").write_bytes(typeset(work, kind))
+            (work / f"report.{kind}").write_bytes(typeset(work, kind, system_fonts))
         made = [*sorted((work / "figures").iterdir()), work / "report.html", work / "report.pdf"]
         paths = [output / path.relative_to(work) for path in made]
         for source, path in zip(made, paths, strict=True):
@@ -113,116 +101,24 @@ def judge_records(results: Path, course: bool) -> dict[str, Record]:
     return {name: read_record(name, judge_results(name, results)) for name in names}
 
 
-def judge_results(name: str, results: Path) -> Path:
-    """Return where a judge's record is: whoever did not train it has none of their own."""
-    return results if (results / name).exists() else RESULTS_DIR
-
-
-def find_data(data: str | Path | None, course: bool) -> Path:
+def find_data(data: Root, course: bool) -> Layout:
     """Return the data folder of records of the course's pictures, or of the embedded set's."""
-    root = resolve_root(data) if course or data is not None else DATA_DIR
-    if is_course(root) != course:
+    layout = find_layout(data if course or data is not None else DATA_DIR)
+    if layout.course != course:
         wanted = "the course's: name its folder with --data or LAB7_DATA" if course else "embedded"
-        raise UserError(f"{root} does not hold the pictures of the records, which are {wanted}")
-    return root
+        found = layout.labels
+        raise UserError(f"{found} does not hold the pictures of the records, which are {wanted}")
+    return layout
 
 
-def draw_figures(records: dict[str, Record], results: Path, data: Path, folder: Path) -> None:
-    """Draw every figure of the report into a folder."""
-    folder.mkdir()
-    ours, sweep = records["ours"], records["sweep"]
-    charts = {"scenes.webp": draw_scenes(data)}
-    for name in SCORED:
-        conditions = named_conditions(name, data)
-        sheet = results / "ours" / f"{name}.png"
-        charts[f"{name}.webp"] = draw_grid(sheet, conditions, seen_labels(ours, name))
-    if "evaluator" in records:
-        charts |= draw_evaluator(records["evaluator"], judge_results("evaluator", results))
-    if "judges" in records:
-        judges = records["judges"]
-        charts |= {
-            "reliability.svg": judge_plots.reliability(judges.get("calibration")),
-            "recall.svg": judge_plots.recall_by(judges.get("recall")),
-            "changes.svg": judge_plots.changed_pictures(judges.get("changes")),
-            "fooled.svg": judge_plots.fooled_judges(judges.get("fooled")),
-        }
-    frames = plots.split_grid(read_picture(results / "ours" / "denoising.png"))
-    captions = ["noise", *[""] * (len(frames) - 2), "picture"]
-    charts |= {
-        "denoising.webp": plots.denoising_row(frames, captions),
-        "training.svg": plots.training_curve(read_log(results / "ours" / "log.jsonl")),
-        "sweep.svg": plots.sweep_curves({key: sweep.get(key) for key in ("guidance", "steps")}),
-        "accuracy.svg": draw_accuracy(records),
-        "original_by_epoch.svg": plots.accuracy_by_epoch(
-            published()["original"]["cosine_by_epoch"]
-        ),
-        "schedules.svg": draw_schedules(),
-    }
-    for name, chart in charts.items():
-        chart.save(folder / name)
-
-
-def draw_evaluator(evaluator: Record, results: Path) -> dict[str, plots.Chart]:
-    """Show how right this project's evaluator is, and its worst mistakes."""
-    mistakes = evaluator.get("mistakes")
-    labels, seen = ([mistake[key] for mistake in mistakes] for key in ("labels", "seen"))
-    return {
-        "mistakes.webp": draw_grid(results / "evaluator" / "mistakes.png", labels, seen),
-        "label_recall.svg": plots.label_heatmap(evaluator.get("recall_per_label")),
-        "by_count.svg": judge_plots.scores_by_count(evaluator.get("by_count")),
-    }
-
-
-def draw_scenes(data: Path) -> plots.Chart:
-    """Show the first scenes of the set, a column each, objects added from top to bottom."""
-    dataset = ICLEVRDataset(data)
-    scenes = min(SCENES_SHOWN, len(dataset) // STEPS)
-    rows = [STEPS * scene + step for step in range(STEPS) for scene in range(scenes)]
-    captions = [dataset.labels[row][-1] for row in rows]
-    return plots.picture_grid(dataset.images[rows], captions, columns=scenes)
-
-
-def draw_grid(
-    sheet: Path, conditions: Sequence[Condition], seen: Sequence[Condition]
-) -> plots.Chart:
-    """Show the pictures of a sheet with their labels and what the evaluator sees in them."""
-    pictures = plots.split_grid(read_picture(sheet))
-    shown = slice(min(len(pictures), len(conditions)))
-    return plots.picture_grid(pictures[shown], conditions[shown], seen[shown])
-
-
-def seen_labels(record: Record, name: str) -> list[list[str]]:
-    """Return the labels that the evaluator sees in each picture of a set."""
-    if "seen" in record.get(name):  # records of before every picture's verdict was kept
-        return record.get(f"{name}.seen")
-    return label_names(record.get(f"{name}.pictures.seen"))
-
-
-def draw_accuracy(records: dict[str, Record]) -> plots.Chart:
-    """Compare what was measured here with what others report."""
-    names = {"ours": "this model"} | {name: name.replace("-", ": ", 1) for name in ORIGINAL}
-    measured = {
-        label: {split: records[name].get(f"{split}.scores.top_k") for split in SCORED}
-        for name, label in names.items()
-        if name in records
-    }
-    figures = {names[name]: row for name, row in original_scores().items()}
-    peers = {"best_unguided": "peers: best", "best_guided": "peers: evaluator guides"}
-    for key, label in peers.items():
-        row = published()["peers"][key]
-        figures[label] = {split: Estimate(row[split], None, None) for split in SCORED}
-    return plots.accuracy_dots(measured, figures)
-
-
-def draw_schedules() -> plots.Chart:
-    """Compare the noise schedules of the experiments."""
-    noise = {"linear": "original-baseline", "cosine": "ours"}
-    return plots.noise_schedules(
-        {
-            label: DDPMScheduler(**EXPERIMENTS[name].config.noise).alphas_cumprod
-            for label, name in noise.items()
-        }
-    )
+def compare_twins(records: dict[str, Record]) -> list[dict]:
+    """Compare each twin with the baseline, and each target with the other, over `new_test`."""
+    twins, _ = comparable({name: records[name] for name in TRIALS if name in records}, "new_test")
+    pairs = [(name, TWINS[0]) for name in TWINS[1:]]
+    pairs += [(name.removesuffix("-epsilon"), name) for name in EPSILON]
+    pairs = [pair for pair in pairs if all(name in twins for name in pair)]
+    found = paired_table(twins, pairs, "new_test")
+    return [{"a": a, "b": b, **dataclasses.asdict(found[a, b])} for a, b in pairs]
 
 
 def write_readme(records: dict[str, Record], readme: Path) -> None:
@@ -267,9 +163,14 @@ def accuracy_table(records: dict[str, Record]) -> str:
 
 
 def gather(
-    records: dict[str, Record], results: Path, data: Path, work: Path, author: str = ""
+    records: dict[str, Record],
+    results: Path,
+    data: Layout,
+    work: Path,
+    handin: HandIn | None = None,
 ) -> None:
     """Put all that report.typ reads into one folder."""
+    unpack_font(work / "fonts")
     for name in ("report.typ", "references.yml"):
         shutil.copy(HERE / name, work)
     for name in records:
@@ -278,16 +179,23 @@ def gather(
         for file in ("config.json", "metrics.json"):
             shutil.copy(source / file, work / "results" / name)
     facts = {
-        "author": author,
+        "handin": handin.facts() if handin else None,
+        "denoised": ", ".join(handin.denoised if handin else DENOISING_CONDITION),
         "records": list(records),
         "published": published(),
         "original": {
             name: {split: dataclasses.asdict(estimate) for split, estimate in row.items()}
             for name, row in original_scores().items()
         },
-        "training_set": count_pictures(list(read_json(data / "train.json").values())),
+        "training_set": count_pictures(list(read_json(data.labels / "train.json").values())),
         "sets": {name: count_conditions(named_conditions(name, data)) for name in CONDITION_FILES},
-        "experiments": {name: dataclasses.asdict(EXPERIMENTS[name]) for name in ORIGINAL},
+        "twins": [
+            {"name": name, **dataclasses.asdict(EXPERIMENTS[name])}
+            for name in TRIALS
+            if name in records
+        ],
+        "comparisons": compare_twins(records),
+        "experiments": {name: dataclasses.asdict(EXPERIMENTS[name]) for name in ORIGINALS},
     }
     (work / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
@@ -314,19 +222,3 @@ def count_conditions(conditions: list[tuple[str, ...]]) -> dict:
         "objects": sum(map(len, conditions)),
         "by_count": {count: by_count[count] for count in sorted(by_count)},
     }
-
-
-def read_picture(file: Path) -> np.ndarray:
-    """Read a picture, uint8 (H, W, 3)."""
-    with Image.open(file) as picture:
-        return np.array(picture.convert("RGB"))
-
-
-def typeset(work: Path, kind: str) -> bytes:
-    """Compile report.typ to "pdf" or "html"."""
-    try:
-        return typst.compile(
-            work / "report.typ", root=work, format=kind, ignore_system_fonts=True, timestamp=0
-        )
-    except typst.TypstError as error:
-        raise UserError(f"the report cannot be built: {error.message}") from None

@@ -1,6 +1,9 @@
 """Made-up data that tests share: a tiny embedded set and a folder laid out as the course's."""
 
 import json
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; before PyTorch is loaded
 
 import numpy as np
 import pytest

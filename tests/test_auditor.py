@@ -32,17 +32,17 @@ class Fixed(nn.Module):
         self.objects, self.threshold = objects, 0.5
 
     def forward(self, images):
-        middles = torch.full((len(images), 32, 32), -9.0)
-        names = torch.zeros(len(images), 24, 32, 32)
+        heatmap = torch.full((len(images), 32, 32), -9.0)
+        labels = torch.zeros(len(images), 24, 32, 32)
         for label, row, column in self.objects:
-            middles[:, row, column] = 3.0
-            names[:, LABELS.index(label), row, column] = 1.0
-        return middles, names
+            heatmap[:, row, column] = 3.0
+            labels[:, LABELS.index(label), row, column] = 1.0
+        return heatmap, labels
 
 
-def test_network_answers_for_cells_and_is_small(network, images):
-    middles, names = network(images.float())
-    assert middles.shape == (5, 32, 32) and names.shape == (5, 24, 32, 32)
+def test_network_gives_logits_for_cells_and_is_small(network, images):
+    heatmap, labels = network(images.float())
+    assert heatmap.shape == (5, 32, 32) and labels.shape == (5, 24, 32, 32)
     assert sum(p.numel() for p in network.parameters()) * 2 < 4e6
 
 
@@ -63,10 +63,11 @@ def test_doubled_objects_are_counted(images):
 
 
 def test_peaks_are_the_highest_around():
-    sure = torch.zeros(1, 32, 32)
-    sure[0, 10, 10], sure[0, 11, 11], sure[0, 10, 14], sure[0, 30, 0] = 0.9, 0.8, 0.7, 0.2
-    assert peaks(sure, 0.5).nonzero()[:, 1:].tolist() == [[10, 10], [10, 14]]
-    assert peaks(sure, 0.1).sum() == 3
+    heatmap = torch.zeros(1, 32, 32)
+    for row, column, probability in ((10, 10, 0.9), (11, 11, 0.8), (10, 14, 0.7), (30, 0, 0.2)):
+        heatmap[0, row, column] = probability
+    assert peaks(heatmap, 0.5).nonzero()[:, 1:].tolist() == [[10, 10], [10, 14]]
+    assert peaks(heatmap, 0.1).sum() == 3
 
 
 def test_each_picture_has_one_fate():

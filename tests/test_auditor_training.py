@@ -7,23 +7,20 @@ import pytest
 import torch
 
 from lab7.auditor import Auditor, compute_audit
-from lab7.labels import LABELS
+from lab7.errors import UserError
 from lab7.records import read_log, read_record
-from workshop.judges.auditor_training import (
-    AuditorConfig,
-    detection_loss,
-    label_counts,
-    move,
-    read_scenes,
-    train_auditor,
-)
-from workshop.standin.packing import write_pack
-from workshop.standin.scenes import write_json
+from workshop.judges.auditor_training import THRESHOLDS, AuditorTraining, detection_loss
+from workshop.judges.judge_training import train_judge
+from workshop.standin.scenes import label_counts
 
-TINY = AuditorConfig(
+TINY = AuditorTraining(
     validation_pictures=8, test_pictures=16, epochs=3, batch_size=8, ema_decay=0.5, moved=0
 )
 NONE = [-1.0, -1.0, -1.0]
+
+
+def generator():
+    return torch.Generator().manual_seed(0)
 
 
 def objects(*rows):
@@ -33,7 +30,7 @@ def objects(*rows):
 
 @pytest.fixture
 def scenes():
-    """48 pictures: a gray ground with one or two squares, whose color is their label."""
+    """48 pictures: a gray background with one or two squares, whose color is their label."""
     rng = np.random.default_rng(0)
     images = torch.full((48, 3, 64, 64), 120, dtype=torch.uint8)
     there = torch.full((48, 5, 3), -1.0)
@@ -46,17 +43,11 @@ def scenes():
     return images, there
 
 
-def test_label_counts():
-    counts = label_counts(torch.cat([objects([1, 5, 5], [1, 9, 9], [23, 1, 1]), objects()]))
-    assert counts[0].nonzero().flatten().tolist() == [1, 23]
-    assert counts[0, 1] == 2 and counts[1].sum() == 0
-
-
 def test_objects_move_with_their_pictures():
     images = torch.zeros(64, 3, 64, 64, dtype=torch.uint8)
     images[:, :, 20, 40] = 255
     there = objects([7, 40.5, 20.5]).repeat(64, 1, 1)
-    moved, now = move(images, there, AuditorConfig(), torch.Generator().manual_seed(0))
+    moved, now = AuditorTraining().move(images, there, generator())
     places = set()
     for picture, (label, x, y) in zip(moved, now[:, 0].tolist(), strict=True):
         assert label == 7 and picture[:, int(y), int(x)].tolist() == [255] * 3
@@ -66,14 +57,23 @@ def test_objects_move_with_their_pictures():
     assert (now[:, 1:, 0] == -1).all(), "what is not there stays away"
 
 
+def test_what_is_moved_in_repeats_the_edge():
+    images = torch.arange(64, dtype=torch.uint8).expand(32, 3, 64, 64)
+    training = AuditorTraining(mirrored=0.0)
+    moved, now = training.move(images, objects([7, 32.5, 32.5]).repeat(32, 1, 1), generator())
+    for picture, x in zip(moved, now[:, 0, 1].tolist(), strict=True):
+        expected = (torch.arange(64) - int(x - 32.5)).clamp(0, 63)
+        assert torch.equal(picture[0, 0].long(), expected)
+
+
 def test_loss_is_low_for_the_right_answer_only():
     there = objects([3, 21.0, 41.0], [5, 51.0, 11.0])
 
     def answer(*cells):
-        middles, names = torch.full((1, 32, 32), -12.0), torch.zeros(1, 24, 32, 32)
+        heatmap, labels = torch.full((1, 32, 32), -12.0), torch.zeros(1, 24, 32, 32)
         for label, column, row in cells:
-            middles[0, row, column], names[0, label, row, column] = 12.0, 20.0
-        return detection_loss(middles, names, there, 0.7).item()
+            heatmap[0, row, column], labels[0, label, row, column] = 12.0, 20.0
+        return detection_loss(heatmap, labels, there, 0.7).item()
 
     right = answer((3, 10, 20), (5, 25, 5))
     assert right < 0.01
@@ -85,12 +85,10 @@ def test_loss_is_low_for_the_right_answer_only():
 def test_training_finds_squares_and_records_it(scenes, tmp_path):
     output = tmp_path / "weights" / "auditor.safetensors"
     config = dataclasses.replace(TINY, epochs=12)
-    auditor = train_auditor(
-        *scenes, config, output, run_name="tiny", results_root=tmp_path / "results", device="cpu"
-    )
-    log = read_log(tmp_path / "results" / "tiny" / "log.jsonl")
+    auditor = train_judge(config, *scenes, output, tmp_path / "results", "cpu")
+    log = read_log(tmp_path / "results" / "auditor" / "log.jsonl")
     assert len(log) == 12 and log[-1]["loss"] < 0.5 * log[0]["loss"]
-    record = read_record("tiny", tmp_path / "results")
+    record = read_record("auditor", tmp_path / "results")
     assert record.get("test.num_pictures") == 16
     assert set(record.get("by_count")) == {"1", "2"}
     assert record.get("threshold") == pytest.approx(auditor.network.threshold.item())
@@ -100,22 +98,22 @@ def test_training_finds_squares_and_records_it(scenes, tmp_path):
     assert again.exact_scene.value == record.get("test.exact_scene.value")
 
 
-def test_scenes_are_read_as_they_were_written(tmp_path):
-    labels = ["red cube", "red cube", "blue sphere", "gray cube", "gray cube"]
-    middles = [[10.0 * i, 5.0 * i] for i in range(5)]
-    strip = np.full((3, 64, 64, 3), 100, np.uint8)
-    write_pack(tmp_path / "pictures.zip", [("a", strip), ("b", strip)], speed=8)
-    scene = {"labels": labels, "counts": [1, 4, 5], "centres": middles}
-    write_json(tmp_path / "scenes.json", {"b": scene, "a": scene | {"counts": [2, 4, 5]}})
-    images, there = read_scenes(tmp_path)
-    assert images.shape == (6, 3, 64, 64) and images.dtype == torch.uint8
-    counts = label_counts(there)
-    assert counts.sum(1).tolist() == [2, 4, 5, 1, 4, 5]
-    assert counts[0, LABELS.index("red cube")] == 2
-    assert there[5, 4].tolist() == [LABELS.index("gray cube"), 40.0, 20.0]
+def test_the_threshold_is_the_middle_one_of_the_best():
+    class Counter:
+        """Counts right from thresholds of 0.3 to 0.5."""
+
+        class network:
+            threshold = torch.tensor(0.5)
+
+        def count(self, images):
+            return label_counts(there) * bool(0.29 < self.network.threshold < 0.51)
+
+    there = objects([3, 21.0, 41.0], [3, 51.0, 11.0])
+    AuditorTraining().adjust(Counter(), torch.zeros(1, 3, 64, 64), there)
+    assert Counter.network.threshold.item() == pytest.approx(0.4) and len(THRESHOLDS) == 15
 
 
 def test_too_few_pictures_are_refused(scenes, tmp_path):
-    with pytest.raises(ValueError, match="48 pictures are too few"):
-        train_auditor(*scenes, AuditorConfig(), tmp_path / "a", results_root=tmp_path)
+    with pytest.raises(UserError, match="48 pictures are too few: 3900 are held out"):
+        train_judge(AuditorTraining(), *scenes, tmp_path / "a", tmp_path)
     assert list(tmp_path.iterdir()) == []

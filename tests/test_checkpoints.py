@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lab7.checkpoints import load_latest, save_state
+from lab7.errors import UserError
 
 
 def test_round_trip(tmp_path):
@@ -48,6 +49,40 @@ def test_all_damaged_is_an_error(tmp_path):
     save_state(tmp_path, 1, {"step": 1}).write_bytes(b"")
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="every training state"):
         load_latest(tmp_path)
+
+
+def test_what_has_no_room_in_memory_is_not_called_damaged(tmp_path, monkeypatch):
+    save_state(tmp_path, 1, {"step": 1})
+
+    def load(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        load_latest(tmp_path)
+
+
+def test_what_a_killed_process_left_goes_with_the_next_state(tmp_path, monkeypatch):
+    def killed(*_):
+        raise SystemExit
+
+    monkeypatch.setattr("os.fsync", killed)
+    monkeypatch.setattr("os.unlink", lambda _: None)
+    with pytest.raises(SystemExit):
+        save_state(tmp_path, 1, {"step": 1})
+    monkeypatch.undo()
+    (left,) = tmp_path.iterdir()
+    assert load_latest(tmp_path) is None
+    newest = save_state(tmp_path, 1, {"step": 1})
+    assert [*tmp_path.iterdir()] == [newest] != [left]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(
+        UserError, match=f"training state of 0 MB .* {tmp_path / 'file' / 'states'}"
+    ):
+        save_state(tmp_path / "file" / "states", 1, {"step": 1})
 
 
 class Code:

@@ -6,6 +6,7 @@ import shutil
 import threading
 import warnings
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,17 +15,16 @@ from conftest import SCENES, draw, scene_pictures
 from PIL import Image
 from torchvision.transforms import Resize
 
+import lab7.cache
 import lab7.dataset
 from lab7.dataset import (
-    DATA_DIR,
     ICLEVRDataset,
-    load_images,
     named_conditions,
     read_pack,
-    resolve_root,
     to_float,
     to_uint8,
 )
+from lab7.errors import UserError
 from lab7.files import write_atomically
 from lab7.labels import LABELS
 from workshop.standin.packing import write_pack
@@ -46,19 +46,6 @@ def test_range_conversion():
 
 
 # --- folders ---
-
-
-def test_root_is_argument_then_variable_then_embedded(tmp_path, monkeypatch):
-    other = tmp_path / "other"
-    other.mkdir()
-    monkeypatch.setattr(lab7.dataset, "DATA_DIR", tmp_path)
-    assert resolve_root() == tmp_path
-    monkeypatch.setenv("LAB7_DATA", "")
-    assert resolve_root() == tmp_path
-    monkeypatch.setenv("LAB7_DATA", str(other))
-    assert resolve_root() == other
-    assert resolve_root(tmp_path) == tmp_path
-    assert DATA_DIR.name == "data"
 
 
 def test_conditions_of_the_course(course_root):
@@ -90,24 +77,18 @@ def test_validation_holds_nothing_that_is_tested(course_root):
     assert 90 < len(valid) < 123
 
 
-def test_root_that_is_not_there_or_a_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
-        resolve_root(tmp_path / "nowhere")
-    file = tmp_path / "file"
-    file.touch()
-    with pytest.raises(ValueError, match="file is a file, not a folder"):
-        ICLEVRDataset(file)
-
-
-def test_folder_that_is_not_the_courses_lists_what_it_lacks(tmp_path, course_root):
-    with pytest.raises(ValueError, match=r"lacks objects.json, train.json, iclevr/") as error:
-        ICLEVRDataset(tmp_path)
-    assert str(tmp_path) in str(error.value) and "did you mean" not in str(error.value)
-    with pytest.raises(ValueError, match=f"did you mean {course_root}"):
-        ICLEVRDataset(course_root / "iclevr")
-    (course_root / "objects.json").unlink()
-    with pytest.raises(ValueError, match="lacks objects.json$"):
+@pytest.mark.parametrize("name", ["objects.json", "train.json"])
+def test_json_file_that_is_missing_is_named(course_root, name):
+    (course_root / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"no file .*{name}"):
         ICLEVRDataset(course_root)
+
+
+def test_name_that_is_no_condition_file_gets_the_nearest(course_root):
+    with pytest.raises(UserError, match="condition file 'unsen'.*did you mean 'unseen'"):
+        named_conditions("unsen", course_root)
+    (course_root / "mine.json").write_text('[["gray cube"]]')
+    assert named_conditions("mine", course_root) == [("gray cube",)]
 
 
 def test_split_that_is_not_there_names_the_nearest(embedded_root):
@@ -217,7 +198,7 @@ def test_write_atomically_makes_folders_and_leaves_nothing_when_it_fails(tmp_pat
     with pytest.raises(KeyboardInterrupt):
         write_atomically(path, fail)
     assert path.read_bytes() == b"new" and os.listdir(path.parent) == ["b.bin"]
-    with pytest.raises(OSError):
+    with pytest.raises(UserError):
         write_atomically(path / "below a file", fail)
 
 
@@ -302,10 +283,10 @@ def test_small_pictures_are_taken_as_they_are(course_root):
 
 def test_missing_picture_is_named(course_root):
     (course_root / "iclevr" / "CLEVR_train_000007_1.png").unlink()
-    with pytest.raises(ValueError, match="iclevr lacks CLEVR_train_000007_1.png$"):
+    with pytest.raises(UserError, match="iclevr lacks 1 of 9 pictures, .*CLEVR_train_000007_1.png"):
         ICLEVRDataset(course_root)
     (course_root / "iclevr" / "CLEVR_train_000011_0.png").unlink()
-    with pytest.raises(ValueError, match="000007_1.png and 1 more of 9 pictures"):
+    with pytest.raises(UserError, match="iclevr lacks 2 of 9 pictures, .*000007_1.png: unpack"):
         ICLEVRDataset(course_root)
 
 
@@ -317,11 +298,18 @@ def save_as_jpeg(path):
     Image.open(path).convert("RGB").save(path, "JPEG")
 
 
+def test_pictures_that_git_lfs_left_out_are_called_so(course_root):
+    path = course_root / "iclevr" / "CLEVR_train_000007_2.png"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 31\n")
+    with pytest.raises(UserError, match="000007_2.png is a Git LFS pointer.*git lfs pull"):
+        ICLEVRDataset(course_root)
+
+
 @pytest.mark.parametrize("spoil", [truncate, save_as_jpeg, lambda path: path.write_bytes(b"")])
 def test_unreadable_picture_is_named(course_root, cache_dir, spoil):
     path = course_root / "iclevr" / "CLEVR_train_000007_2.png"
     spoil(path)
-    with pytest.raises(ValueError, match="000007_2.png is no complete PNG picture") as error:
+    with pytest.raises(ValueError, match="000007_2.png is (no complete PNG|empty)") as error:
         ICLEVRDataset(course_root)
     assert "\n" not in str(error.value)
     assert not cache_dir.exists()
@@ -353,7 +341,7 @@ def no_decoding(*_):
 def test_second_opening_maps_the_cache(embedded_root, cache_dir, monkeypatch):
     first = ICLEVRDataset(embedded_root)
     (file,) = cache_dir.iterdir()
-    assert file.stat().st_size == 9 * 3 * 64 * 64 + 4
+    assert file.stat().st_size == 9 * 3 * 64 * 64 + 128
     monkeypatch.setattr(lab7.dataset, "decode_pack", no_decoding)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -375,28 +363,98 @@ def test_changing_the_tensor_leaves_the_cache_alone(embedded_root, cache_dir):
     assert file.read_bytes() == content
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
-def test_damaged_cache_is_rebuilt(embedded_root, cache_dir, damage):
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def overwrite(path):
+    path.write_bytes(b"no array" * 20000)
+
+
+def make_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("damage", [cut, overwrite, lambda path: path.write_bytes(b"")])
+def test_cache_that_is_cut_off_or_unreadable_is_rebuilt(embedded_root, cache_dir, damage):
     expected = ICLEVRDataset(embedded_root).images.clone()
     (file,) = cache_dir.iterdir()
-    content = bytearray(file.read_bytes())
-    content[5000] ^= 1
-    file.write_bytes({"flip": content, "cut": content[:-1], "empty": b""}[damage])
+    content = file.read_bytes()
+    damage(file)
     assert torch.equal(ICLEVRDataset(embedded_root).images, expected)
     assert list(cache_dir.iterdir()) == [file]
-    assert file.read_bytes()[:5001][-1] == content[5000] ^ 1
+    assert file.read_bytes() == content
 
 
-def test_changed_pictures_are_seen(embedded_root, course_root):
+def test_cache_that_cannot_be_replaced_is_done_without(embedded_root, cache_dir):
+    expected = ICLEVRDataset(embedded_root).images.clone()
+    (file,) = cache_dir.iterdir()
+    make_folder(file)
+    with pytest.warns(UserWarning, match="LAB7_CACHE"):
+        assert torch.equal(ICLEVRDataset(embedded_root).images, expected)
+
+
+def test_changed_pack_is_seen(embedded_root):
     ICLEVRDataset(embedded_root)
     white = np.full((3, 64, 64, 3), 255, np.uint8)
     write_pack(embedded_root / "pictures.zip", [(scene, white) for scene in SCENES], speed=8)
     assert ICLEVRDataset(embedded_root).images.min() > 250
 
+
+def turn(path):
+    Image.open(path).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(path)
+
+
+def test_folder_that_changed_is_read_again(course_root):
     before = ICLEVRDataset(course_root).images[0].clone()
     path = course_root / "iclevr" / NAMES[0]
-    Image.open(path).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(path)
+    turn(path)
+    shutil.copy(path, course_root / "copy.png")
+    (course_root / "copy.png").replace(path)
+    os.utime(course_root / "iclevr", (1, 1))  # whatever the clock of this disk can tell apart
     assert not torch.equal(ICLEVRDataset(course_root).images[0], before)
+
+
+@pytest.mark.parametrize("change", [Path.touch, Path.unlink])
+def test_folder_with_more_or_fewer_files_is_read_again(course_root, change, monkeypatch):
+    folder = course_root / "iclevr"
+    (folder / "readme.txt").touch()
+    os.utime(folder, (1, 1))
+    ICLEVRDataset(course_root)
+    (folder / "other.txt").touch() if change is Path.touch else (folder / "readme.txt").unlink()
+    os.utime(folder, (1, 1))
+    monkeypatch.setattr(lab7.dataset, "_decode_folder", no_decoding)
+    with pytest.raises(AssertionError, match="decoded again"):
+        ICLEVRDataset(course_root)
+
+
+def test_later_starts_ask_after_the_folder_not_after_its_files(course_root, monkeypatch):
+    """A picture changed in place is seen by `rescan`, which looks at all."""
+    before = ICLEVRDataset(course_root).images[0].clone()
+    folder, asked, stat = course_root / "iclevr", [], os.stat
+    turn(folder / NAMES[0])
+    os.utime(folder / NAMES[0], (1, 1))
+
+    def watch(path, *args, **kwargs):
+        asked.append(str(path))
+        return stat(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", watch)
+        assert torch.equal(ICLEVRDataset(course_root).images[0], before)
+    assert str(folder) in asked and not any(path.endswith(".png") for path in asked)
+    assert not torch.equal(ICLEVRDataset(course_root, rescan=True).images[0], before)
+    assert not torch.equal(ICLEVRDataset(course_root).images[0], before)
+
+
+@pytest.mark.parametrize("count", [499, 500])
+def test_reading_many_pictures_shows_a_bar(capsys, count):
+    """In notebooks too, where standard error is no terminal."""
+    assert list(lab7.dataset.in_threads(str, range(count), "reading", anywhere=True))[3] == "3"
+    assert ("reading" in capsys.readouterr().err) == (count == 500)
+    list(lab7.dataset.in_threads(str, range(count), "unpacking"))
+    assert not capsys.readouterr().err
 
 
 def test_a_split_of_other_names_has_its_own_cache(embedded_root):
@@ -426,7 +484,7 @@ def test_full_disk_falls_back_to_memory(embedded_root, cache_dir, monkeypatch):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(lab7.dataset, "_dump", full)
+    monkeypatch.setattr(np, "save", full)
     with pytest.warns(UserWarning, match="No space left on device"):
         dataset = ICLEVRDataset(embedded_root)
     assert len(dataset) == 9
@@ -451,65 +509,28 @@ def test_several_at_once_do_not_break_the_cache(embedded_root, cache_dir):
     assert len(list(cache_dir.iterdir())) == 1
 
 
-def test_cache_is_in_the_users_cache_folder_by_default(embedded_root, tmp_path, monkeypatch):
-    monkeypatch.delenv("LAB7_CACHE")
-    monkeypatch.setattr(
-        lab7.dataset.platformdirs, "user_cache_dir", lambda name, **_: str(tmp_path / name)
-    )
-    ICLEVRDataset(embedded_root)
-    assert len(list((tmp_path / "lab7").glob("pictures-*.bin"))) == 1
-
-
-# --- folders of numbered pictures ---
-
-
 @pytest.fixture
-def numbered(tmp_path):
-    """Twelve pictures `0.png … 11.png`, each of its own gray, and a grid beside them."""
-    folder = tmp_path / "numbered"
-    folder.mkdir()
-    for number in range(12):
-        Image.new("RGB", (64, 64), (number * 20,) * 3).save(folder / f"{number}.png")
-    Image.new("RGB", (522, 130)).save(folder / "grid.png")
-    return folder
+def user_cache(tmp_path, monkeypatch):
+    """The user's cache folder, and a folder for temporary files."""
+    monkeypatch.delenv("LAB7_CACHE", raising=False)
+    path = tmp_path / "user"
+    monkeypatch.setattr(
+        lab7.cache.platformdirs, "user_cache_dir", lambda name, **_: str(path / ".cache" / name)
+    )
+    monkeypatch.setattr(lab7.cache.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
+    return path
 
 
-@pytest.mark.parametrize("count", [None, 12])
-def test_load_images_goes_by_number(numbered, count):
-    images = load_images(numbered, count)
-    assert images.shape == (12, 3, 64, 64) and images.dtype == torch.uint8
-    assert images[:, 0, 0, 0].tolist() == [number * 20 for number in range(12)]
+def test_cache_is_in_the_users_cache_folder_by_default(embedded_root, user_cache):
+    ICLEVRDataset(embedded_root)
+    assert len(list((user_cache / ".cache" / "lab7").glob("pictures-*.npy"))) == 1
 
 
-def test_load_images_squeezes_large_pictures(numbered):
-    large = Image.fromarray(draw(["red cube"], 320, 240))
-    large.save(numbered / "3.png")
-    image = load_images(str(numbered))[3]
-    assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(Resize((64, 64))(large)))
-
-
-def test_load_images_names_a_missing_picture(numbered):
-    with pytest.raises(ValueError, match="lacks 12.png and 1 more of 14 pictures"):
-        load_images(numbered, 14)
-    (numbered / "4.png").unlink()
-    with pytest.raises(ValueError, match="lacks 4.png$"):
-        load_images(numbered)
-
-
-def test_load_images_explains_too_many(numbered):
-    with pytest.raises(ValueError, match=r"holds 11.png, but just 10 .* 0.png … 9.png"):
-        load_images(numbered, 10)
-
-
-def test_load_images_errors(numbered, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no folder"):
-        load_images(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="is a file, not a folder"):
-        load_images(numbered / "0.png")
-    truncate(numbered / "2.png")
-    with pytest.raises(ValueError, match="2.png is no complete PNG picture"):
-        load_images(numbered)
-    shutil.rmtree(numbered)
-    numbered.mkdir()
-    with pytest.raises(ValueError, match="holds no pictures named 0.png, 1.png"):
-        load_images(numbered)
+def test_cache_is_temporary_where_the_users_is_read_only(
+    embedded_root, user_cache, tmp_path, monkeypatch
+):
+    user_cache.mkdir()
+    monkeypatch.setattr(os, "access", lambda place, mode: Path(place) != user_cache)
+    ICLEVRDataset(embedded_root)
+    assert not list(user_cache.iterdir())
+    assert len(list(tmp_path.glob("temporary/lab7-*/pictures-*.npy"))) == 1

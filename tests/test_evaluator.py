@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from conftest import write_label_files
 from torch import nn
 
-from lab7.dataset import DATA_DIR
+from lab7.errors import UserError
 from lab7.evaluator import (
     WEIGHTS,
     Evaluator,
@@ -18,6 +19,7 @@ from lab7.evaluator import (
     per_label_recall,
     top_k_accuracy,
 )
+from lab7.layouts import DATA_DIR
 
 
 def course_score(outputs, labels):
@@ -201,6 +203,7 @@ def test_course_checkpoint_loads(evaluator, network, images, tmp_path):
 
 def test_load_prefers_the_course_folders_checkpoint(network, images, tmp_path, monkeypatch):
     monkeypatch.setenv("LAB7_DATA", str(tmp_path))
+    write_label_files(tmp_path)
     assert default_weights() == WEIGHTS
     save_course_checkpoint(tmp_path / "checkpoint.pth", network)
     assert default_weights() == tmp_path / "checkpoint.pth"
@@ -252,8 +255,11 @@ def test_weights_that_do_not_fit_are_refused(network, tmp_path):
     torch.save({"model": {"conv1.weight": network.conv1.weight.data}}, path)
     with pytest.raises(ValueError, match="lacks bn1.weight"):
         Evaluator.load(path)
-    torch.save(network.state_dict(), path)
-    with pytest.raises(ValueError, match="no weights under 'model'"):
+    torch.save(network.fc.state_dict(), path)
+    with pytest.raises(ValueError, match="lacks conv1.weight"):
+        Evaluator.load(path)
+    torch.save([network.state_dict()], path)
+    with pytest.raises(ValueError, match="lacks conv1.weight"):
         Evaluator.load(path)
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="lacks conv1.weight"):
@@ -261,13 +267,13 @@ def test_weights_that_do_not_fit_are_refused(network, tmp_path):
 
 
 def test_absent_weights_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no evaluator weights .*nowhere.pth"):
+    with pytest.raises(FileNotFoundError, match="no file of weights .*nowhere.pth"):
         Evaluator.load(tmp_path / "nowhere.pth")
 
 
 def test_saving_fails_without_leftovers(evaluator, tmp_path):
     (tmp_path / "file").write_text("a file, not a folder")
-    with pytest.raises(OSError):
+    with pytest.raises(UserError):
         evaluator.save(tmp_path / "file" / "evaluator.safetensors")
     assert os.listdir(tmp_path) == ["file"]
 

@@ -5,21 +5,22 @@ import pytest
 import torch
 from PIL import Image
 
+from lab7.errors import UserError
 from lab7.evaluator import Evaluator
 from lab7.labels import encode
 from lab7.plots import split_grid
 from lab7.records import read_log, read_record
-from workshop.judges.evaluator_training import EvaluatorConfig, list_mistakes, train_evaluator
-from workshop.judges.judge_training import Trainer
+from workshop.judges.evaluator_training import EvaluatorTraining, list_mistakes
+from workshop.judges.judge_training import train_judge
 
-TINY = EvaluatorConfig(
+TINY = EvaluatorTraining(
     validation_pictures=16, test_pictures=32, epochs=2, batch_size=16, ema_decay=0.5
 )
 
 
 @pytest.fixture
 def pictures():
-    """96 pictures: a gray ground and one square, whose color and place are its label."""
+    """96 pictures: a gray background and one square, whose color and place are its label."""
     labels = torch.eye(24).repeat(4, 1)
     images = torch.full((96, 3, 64, 64), 120, dtype=torch.uint8)
     for row in range(96):
@@ -32,13 +33,11 @@ def pictures():
 def test_training_lowers_the_loss_and_records_what_was_saved(pictures, tmp_path):
     output = tmp_path / "weights" / "evaluator.safetensors"
     config = dataclasses.replace(TINY, epochs=8)
-    evaluator = train_evaluator(
-        *pictures, config, output, run_name="tiny", results_root=tmp_path / "results", device="cpu"
-    )
-    log = read_log(tmp_path / "results" / "tiny" / "log.jsonl")
+    evaluator = train_judge(config, *pictures, output, tmp_path / "results", "cpu")
+    log = read_log(tmp_path / "results" / "evaluator" / "log.jsonl")
     assert [row["epoch"] for row in log] == list(range(1, 9))
     assert log[-1]["loss"] < 0.5 * log[0]["loss"]
-    record = read_record("tiny", tmp_path / "results")
+    record = read_record("evaluator", tmp_path / "results")
     assert record.config == json.loads(json.dumps(dataclasses.asdict(config)))
     test = pictures[0][-32:], pictures[1][-32:]
     assert record.get("test.num_pictures") == 32
@@ -54,7 +53,7 @@ def test_training_lowers_the_loss_and_records_what_was_saved(pictures, tmp_path)
 def test_the_worst_mistakes_are_recorded_with_their_pictures(pictures, tmp_path):
     config = dataclasses.replace(TINY, epochs=1)
     output = tmp_path / "evaluator.safetensors"
-    train_evaluator(*pictures, config, output, results_root=tmp_path, device="cpu")
+    train_judge(config, *pictures, output, tmp_path, "cpu")
     mistakes = read_record("evaluator", tmp_path).get("mistakes")
     assert len(mistakes) >= 16, "one epoch of three steps teaches nothing"
     drawn = split_grid(Image.open(tmp_path / "evaluator" / "mistakes.png"))
@@ -77,50 +76,51 @@ def test_mistakes_come_worst_first():
 
 def test_training_repeats_itself(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr("workshop.judges.judge_training.bfloat16_is_faster", lambda *_: False)
-    losses = []
+    training, losses = dataclasses.replace(TINY, epochs=1), []
     for name in ("first", "second"):
-        train_evaluator(
-            *pictures, dataclasses.replace(TINY, epochs=1), tmp_path / f"{name}.safetensors",
-            run_name=name, results_root=tmp_path, device="cpu",
-        )  # fmt: skip
-        losses.append(read_log(tmp_path / name / "log.jsonl")[0]["loss"])
+        train_judge(training, *pictures, tmp_path / "x.safetensors", tmp_path / name, "cpu")
+        losses.append(read_log(tmp_path / name / "evaluator" / "log.jsonl")[0]["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_an_interrupted_training_goes_on_to_the_same_end(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr("workshop.judges.judge_training.bfloat16_is_faster", lambda *_: False)
-    given = {"results_root": tmp_path, "device": "cpu"}
-    whole = train_evaluator(*pictures, TINY, tmp_path / "a.safetensors", run_name="a", **given)
-    run_epoch = Trainer.run_epoch
+def test_the_best_epoch_is_kept(pictures, tmp_path, monkeypatch):
+    scores = iter([(0.5, 0.1), (0.9, 0.1), (0.9, 0.2), (0.8, 0.9)])
+    networks = []
 
-    def interrupted(trainer, *arguments):
-        if trainer.epochs_done == 1:
-            raise KeyboardInterrupt
-        run_epoch(trainer, *arguments)
+    def score(training, evaluator, images, labels):
+        networks.append(evaluator.network)
+        return dict(zip(("exact_set", "top_k"), next(scores), strict=True))
 
-    given |= {"run_name": "b", "states": tmp_path / "states"}
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "run_epoch", interrupted)
-        train_evaluator(*pictures, TINY, tmp_path / "b.safetensors", **given)
-    assert not (tmp_path / "b.safetensors").exists() and not (tmp_path / "b" / "log.jsonl").exists()
-    longer = dataclasses.replace(TINY, epochs=3)
-    with pytest.raises(ValueError, match="unfinished training with epochs = 2, not 3"):
-        train_evaluator(*pictures, longer, tmp_path / "b.safetensors", **given)
-    resumed = train_evaluator(*pictures, TINY, tmp_path / "b.safetensors", **given)
-    for name, weight in whole.network.state_dict().items():
-        assert torch.equal(weight, resumed.network.state_dict()[name]), name
-    losses = [[row["loss"] for row in read_log(tmp_path / x / "log.jsonl")] for x in "ab"]
-    assert losses[0] == losses[1] and len(losses[0]) == 2
-    assert not (tmp_path / "states").exists()
+    monkeypatch.setattr(EvaluatorTraining, "score", score)
+    training = dataclasses.replace(TINY, epochs=4)
+    kept = train_judge(training, *pictures, tmp_path / "evaluator.safetensors", tmp_path, "cpu")
+    for number, network in enumerate(networks):
+        same = torch.allclose(network.conv1.weight, kept.network.conv1.weight, atol=1e-4)
+        assert same == (number == 2)
+    found = read_record("evaluator", tmp_path).get("validation")
+    assert found == {"exact_set": 0.9, "top_k": 0.2, "num_pictures": 16}
 
 
-def test_arrays_that_do_not_fit_are_refused(pictures, tmp_path):
-    images, labels = pictures
+def test_an_interrupted_training_writes_nothing(pictures, tmp_path, monkeypatch):
     output = tmp_path / "evaluator.safetensors"
-    with pytest.raises(ValueError, match=r"labels must be \(96, 24\).*not \(95, 24\)"):
-        train_evaluator(images, labels[:95], TINY, output, results_root=tmp_path)
-    with pytest.raises(ValueError, match="uint8, not .*float32"):
-        train_evaluator(images.float(), labels, TINY, output, results_root=tmp_path)
-    with pytest.raises(ValueError, match="96 pictures are too few: 3900 are held out"):
-        train_evaluator(images, labels, EvaluatorConfig(), output, results_root=tmp_path)
+    output.write_text("weights of before")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(EvaluatorTraining, "examine", interrupt)
+    monkeypatch.setattr(EvaluatorTraining, "adjust", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train_judge(TINY, *pictures, output, tmp_path, "cpu")
+    assert output.read_text() == "weights of before"
+    assert not list((tmp_path / "evaluator").iterdir())
+
+
+def test_what_cannot_be_trained_is_refused_at_once(pictures, tmp_path):
+    with pytest.raises(UserError, match="96 pictures are too few: 3900 are held out"):
+        train_judge(EvaluatorTraining(), *pictures, tmp_path / "evaluator.safetensors", tmp_path)
+    with pytest.raises(UserError, match="evaluator.pt must end in .safetensors"):
+        train_judge(TINY, *pictures, tmp_path / "evaluator.pt", tmp_path)
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match="learning_rate 0 must be above 0"):
+        EvaluatorTraining(learning_rate=0)

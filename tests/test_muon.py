@@ -1,5 +1,7 @@
 """Muon does what PyTorch's does, and takes convolutions too."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -47,11 +49,24 @@ def test_an_update_has_the_size_of_adamw():
 
 def test_every_parameter_has_one_optimizer():
     unet = ConditionalUNet(**get_experiment("smoke").config.unet)
-    muon, adamw = build_optimizers(unet, "muon", 0.01)
+    config = get_experiment("smoke").config
+    muon, adamw = build_optimizers(unet, config)
     held = [id(p) for o in (muon, adamw) for g in o.param_groups for p in g["params"]]
     assert sorted(held) == sorted(id(p) for p in unet.parameters())
     names = {id(p): name for name, p in unet.named_parameters()}
     first_and_last = {"conv_in.weight", "conv_out.weight", "condition_embedding.weight"}
     assert first_and_last <= {names[id(p)] for p in adamw.param_groups[0]["params"]}
     assert all(p.ndim > 1 for p in muon.param_groups[0]["params"])
-    assert [type(o) for o in build_optimizers(unet, "adamw", 0.01)] == [torch.optim.AdamW]
+    assert [g["weight_decay"] for o in (muon, adamw) for g in o.param_groups] == [0.01] * 2
+    plain = build_optimizers(unet, replace(config, optimizer="adamw"))
+    assert [type(optimizer) for optimizer in plain] == [torch.optim.AdamW]
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float32)],
+)
+def test_muon_computes_in_bfloat16_where_the_network_does(precision, dtype):
+    unet = ConditionalUNet(**get_experiment("smoke").config.unet)
+    muon, _ = build_optimizers(unet, get_experiment("smoke").config, precision)
+    assert muon.dtype is dtype

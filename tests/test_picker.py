@@ -1,7 +1,8 @@
-"""The label picker without a browser: threads, texts, drawings."""
+"""The label picker without a browser: threads, texts, pictures."""
 
 import base64
 import io
+import re
 import threading
 
 import numpy as np
@@ -14,13 +15,12 @@ from torch import Tensor
 
 from lab7.diffusion import convert_scheduler
 from lab7.experiments import get_experiment
-from lab7.labels import COLORS, LABELS, encode
+from lab7.labels import COLORS, LABELS, SHAPES, encode
 from lab7.model import ConditionalUNet
-from lab7.picker import LabelPicker, Request, hint, summarize
-from lab7.picker_drawing import PICTURE_WIDTH, draw_picker, enlarge, ink
+from lab7.picker import SCREENSHOT, LabelPicker, Request, hint, summarize, verdict_table
 from lab7.pipeline import ConditionalDDPMPipeline, to_pil
-from lab7.plots import OBJECT_COLORS
 
+CSS = SCREENSHOT.with_suffix(".css").read_text(encoding="utf-8")
 WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
 SECONDS = 120  # for anything that a slow machine may take long for
 
@@ -68,6 +68,11 @@ def generate(picker):
     return picker.status.value
 
 
+def shown(widget):
+    """A widget and all that is in it."""
+    return [widget, *(one for child in getattr(widget, "children", ()) for one in shown(child))]
+
+
 def image_of(widget):
     return Image.open(io.BytesIO(widget.value)).convert("RGB")
 
@@ -81,10 +86,12 @@ def test_shows_the_picture_that_the_pipeline_draws(pipeline):
         [["red cube", "blue cylinder"]], seeds=[7], output_type="pt", progress=False
     ).images
     assert torch.allclose(evaluator.images[0], expected, atol=1e-5)
-    drawn = to_pil(expected)[0].resize((PICTURE_WIDTH,) * 2, Image.Resampling.LANCZOS)
-    difference = np.asarray(image_of(picker.picture), int) - np.asarray(drawn, int)
-    assert abs(difference).max() <= 2
-    assert picker.verdict.value != before
+    difference = np.asarray(image_of(picker.picture), int) - np.asarray(to_pil(expected)[0], int)
+    assert abs(difference).max() <= 1
+    assert picker.verdict.value == verdict_table(
+        ["red cube", "blue cylinder"], evaluator.probabilities[0]
+    )
+    assert before == verdict_table((), None)
     assert "Asked for: red cube, blue cylinder" in status and "exactly what was asked" in status
     assert "2 steps, guidance 3, seed 7: " in status
     assert picker.error is None
@@ -98,6 +105,7 @@ def test_every_step_is_shown(pipeline):
     generate(picker)
     assert frames.count(picker.noisy) == 3
     assert frames.count(picker.picture) >= 3  # the finished picture may be one more
+    assert image_of(picker.noisy).size == image_of(picker.picture).size == (64, 64)
     assert picker.progress.value == picker.progress.max == 3
     assert "t = " in picker.noisy_caption.value
     assert picker.picture_caption.value == "Finished picture"
@@ -216,7 +224,8 @@ def test_without_an_evaluator_there_is_no_verdict(pipeline):
     picker = LabelPicker(pipeline)
     status = generate(picker)
     assert "Asked for: red cube, blue cylinder" in status and "evaluator" not in status
-    assert picker.verdict.value == b""
+    assert picker.verdict not in shown(picker)
+    assert picker.picture in shown(picker)
 
 
 def test_toggles_say_what_they_are(pipeline):
@@ -236,9 +245,11 @@ def test_labels_can_be_read_on_their_colors():
         linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
         return linear @ (0.2126, 0.7152, 0.0722)
 
-    assert tuple(OBJECT_COLORS) == COLORS
-    for color in COLORS:
-        dark, light = sorted((luminance(OBJECT_COLORS[color]), luminance(ink(color))))
+    rule = r"\.lab7-(\w+) { --lab7-object: (#\w{6}); --lab7-on-object: (#\w{6}); }"
+    rules = {name: pair for name, *pair in re.findall(rule, CSS)}
+    assert tuple(rules) == COLORS
+    for color, pair in rules.items():
+        dark, light = sorted(map(luminance, pair))
         assert (light + 0.05) / (dark + 0.05) >= 4.5, color  # WCAG 2, level AA
 
 
@@ -259,12 +270,26 @@ def test_summary_names_what_is_missing_and_what_is_extra():
     assert summarize(["red cube"], None) == ["Asked for: red cube"]
 
 
-def test_enlarged_pictures_are_cut_to_their_range():
-    picture = torch.full((3, 64, 64), 5.0)
-    picture[:, :32] = -5.0
-    pixels = np.asarray(enlarge(picture, Image.Resampling.NEAREST))
-    assert pixels.shape == (PICTURE_WIDTH, PICTURE_WIDTH, 3)
-    assert (pixels[:128] == 0).all() and (pixels[128:] == 255).all()
+def test_verdict_has_a_field_for_each_label():
+    probabilities = torch.linspace(0, 0.92, 24)
+    table = verdict_table(["red cube", "gray sphere"], probabilities)
+    fields = re.findall(r'<td class="([^"]+)" style="--lab7-height: (\d+%)"><span>(\d+%)<', table)
+    assert [kinds.split()[0] for kinds, *_ in fields] == [
+        f"lab7-{label.split()[0]}" for label in LABELS
+    ]
+    wanted = [f"{p:.0%}" for p in probabilities.tolist()]
+    assert [height for _, height, _ in fields] == [text for *_, text in fields] == wanted
+    asked = [label for label, field in zip(LABELS, fields, strict=True) if "asked" in field[0]]
+    assert asked == ["red cube", "gray sphere"]
+    seen = ["lab7-seen" in kinds for kinds, *_ in fields]
+    assert seen == (probabilities >= 0.5).tolist()
+    assert re.findall(r'"row">(\w+)<', table) == list(SHAPES)
+    assert re.findall(r'"col">(\w+)<', table) == list(COLORS)
+
+
+def test_there_is_no_verdict_before_a_picture():
+    table = verdict_table(["red cube"], None)
+    assert table.count("lab7-asked") == 1 and "%" not in table and "lab7-seen" not in table
 
 
 def test_a_live_notebook_gets_the_widget(pipeline, monkeypatch):
@@ -273,33 +298,14 @@ def test_a_live_notebook_gets_the_widget(pipeline, monkeypatch):
     assert WIDGET_MIME in data and "image/png" not in data
 
 
-@pytest.mark.parametrize("judged", [True, False])
-def test_a_reader_without_a_kernel_gets_a_picture_and_a_text(pipeline, monkeypatch, judged):
+def test_a_reader_without_a_kernel_gets_the_screenshot(pipeline, monkeypatch):
     monkeypatch.setenv("LAB7_STATIC", "1")
-    evaluator = StandInEvaluator("red cube") if judged else None
-    data, metadata = DisplayFormatter().format(LabelPicker(pipeline, evaluator))
+    data, metadata = DisplayFormatter().format(LabelPicker(pipeline))
     assert set(data) == {"image/png", "text/plain"}
-    image = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
-    assert image.width == 1.5 * metadata["image/png"]["width"]  # sharper on dense screens
-    lines = data["text/plain"].split("\n")
-    assert lines[0] == "Asked for: red cube, blue cylinder"
-    assert lines[-1] == "2 steps, guidance 3, seed 0"
-    assert ("missing: blue cylinder" in lines[1]) == judged
+    assert base64.b64decode(data["image/png"]) == SCREENSHOT.read_bytes()
+    image = Image.open(SCREENSHOT)
+    assert image.format == "PNG" and image.width >= 1.5 * metadata["image/png"]["width"]
 
 
-def test_the_static_drawing_follows_what_it_shows(pipeline):
-    picker = LabelPicker(pipeline)
-    *_, frame = picker._frames(picker.request())
-
-    def pixels(labels, probabilities):
-        figure = draw_picker(labels, frame, frame.picture, probabilities, "a line")
-        figure.savefig(file := io.BytesIO(), dpi=50)
-        return file.getvalue()
-
-    probabilities = torch.zeros(24)
-    drawings = {
-        pixels(("red cube",), probabilities),
-        pixels(("cyan cube",), probabilities),
-        pixels(("red cube",), probabilities + 0.5),
-    }
-    assert len(drawings) == 3
+def test_the_screenshot_is_small():
+    assert SCREENSHOT.stat().st_size <= 150_000

@@ -1,6 +1,8 @@
 """Sampling: seeds, guidance, schedulers, saving."""
 
+import errno
 import json
+import os
 import re
 import shutil
 
@@ -10,6 +12,7 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from torch import Tensor
 
 from lab7.diffusion import SAMPLERS, convert_scheduler, scheduler_name, set_steps
+from lab7.errors import UserError
 from lab7.labels import encode
 from lab7.model import ConditionalUNet
 from lab7.pipeline import ConditionalDDPMPipeline, load_pipeline, save_pipeline
@@ -204,9 +207,11 @@ def test_a_picture_that_is_not_finite_is_refused(name, value):
         next(pipeline.reverse(encode(CONDITIONS), [0, 1, 2], 4, 2.0))
 
 
-def test_guidance_beyond_all_numbers_is_refused():
-    with pytest.raises(ValueError, match="not finite .* guidance_scale 1e[+]39"):
-        draw(make_pipeline(), guidance_scale=1e39)
+@pytest.mark.parametrize("guidance", [1e39, float("inf"), float("nan")])
+def test_guidance_beyond_all_numbers_is_refused(guidance):
+    message = rf"not finite .* guidance_scale {re.escape(str(guidance))}$"
+    with pytest.raises(UserError, match=message):
+        draw(make_pipeline(), guidance_scale=guidance)
 
 
 @pytest.fixture
@@ -223,11 +228,34 @@ def test_missing_weights(saved, tmp_path):
         load_pipeline(saved)
 
 
-@pytest.mark.parametrize("name", ["model_index.json", "unet/diffusion_pytorch_model.safetensors"])
-def test_broken_files(saved, name):
-    (saved / name).write_bytes(b"{ broken")
-    with pytest.raises(ValueError, match="does not hold a saved generator"):
+FILES = (
+    "model_index.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "unet/config.json",
+    "scheduler/scheduler_config.json",
+)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("content", [b"{ broken", b"[1]", b'{"beta_schedule": "steep"}', None])
+def test_broken_files(saved, name, content):
+    if content is None:
+        (saved / name).unlink()
+    else:
+        (saved / name).write_bytes(content)
+    if content == b'{"beta_schedule": "steep"}' and name == "unet/config.json":
+        message = "do not fit this network"  # but another, which its other defaults describe
+    else:
+        message = "does not hold a saved generator|no saved generator in .* is missing"
+    with pytest.raises(UserError, match=message) as error:
         load_pipeline(saved)
+    assert "\n" not in str(error.value)
+
+
+def test_loading_leaves_the_global_random_state_alone(saved):
+    before = torch.get_rng_state()
+    load_pipeline(saved, "cpu")
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_weights_of_another_shape(saved):
@@ -235,8 +263,38 @@ def test_weights_of_another_shape(saved):
     (saved / "unet" / "config.json").write_text(
         json.dumps(config | {"block_out_channels": [32, 64]})
     )
-    with pytest.raises(ValueError, match="does not hold a saved generator"):
+    with pytest.raises(UserError, match=r"do not fit this network: .* \(32, 32, .* not \(64, 32"):
         load_pipeline(saved)
+
+
+def test_a_mistake_in_the_network_is_no_broken_file(saved, monkeypatch):
+    """It keeps its traceback, whatever it raises."""
+    for mistake in (ValueError("mine"), TypeError("mine"), RuntimeError("mine")):
+
+        def init(*_, error=mistake, **__):
+            raise error
+
+        monkeypatch.setattr("lab7.model._check", init)
+        with pytest.raises(type(mistake)) as error:
+            load_pipeline(saved, "cpu")
+        assert error.value is mistake and error.traceback[-1].name == "init"
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="file"):
+        save_pipeline(make_pipeline(), tmp_path / "file" / "saved")
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "saved"))
+
+    save_pipeline(make_pipeline(), tmp_path / "saved")
+    monkeypatch.setattr(ConditionalDDPMPipeline, "save_pretrained", full)
+    with pytest.raises(UserError, match=f"No space left on device: {tmp_path / 'saved'}"):
+        save_pipeline(make_pipeline(num_inference_steps=5), tmp_path / "saved")
+    monkeypatch.undo()
+    assert load_pipeline(tmp_path / "saved", "cpu").config.num_inference_steps == 20
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "saved"}
 
 
 def test_a_file_cannot_name_code_to_run(saved, tmp_path, monkeypatch):
@@ -257,10 +315,11 @@ def test_a_file_cannot_name_code_to_run(saved, tmp_path, monkeypatch):
         ({"conditions": ["red cube"]}, "label"),
         ({"conditions": []}, "no conditions"),
         ({"conditions": torch.zeros(2, 23)}, r"\(2, 23\): expected \(B, 24\)"),
+        ({"conditions": torch.zeros(0, 24)}, "no conditions"),
         ({"seeds": [1, 2]}, "2 seeds for 3 pictures"),
         ({"num_inference_steps": 0}, "num_inference_steps 0 is not within 1 … 1000 .* is 1$"),
         ({"num_inference_steps": 1001}, "num_inference_steps 1001 .* the nearest is 1000$"),
-        ({"output_type": "np"}, "unknown output_type 'np'"),
+        ({"output_type": "np"}, "unknown output_type 'np': did you mean .* one of pil, pt$"),
     ],
 )
 def test_bad_arguments(arguments, message):

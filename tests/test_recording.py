@@ -1,115 +1,186 @@
-"""Comparisons of recorded runs: paired, and only of what belongs together."""
+"""Records of the project: of a generator's scores, and of the choice of its sampling settings."""
 
 import dataclasses
+import json
+import shutil
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from lab7.recording import comparable, compare_paired
-from lab7.records import Record, read_record, write_record
-from lab7.scoring import Verdicts, score_verdicts
+from lab7.auditor import Auditor, AuditorNetwork
+from lab7.dataset import CONDITION_FILES, ICLEVRDataset, data_hash
+from lab7.diffusion import scheduler_name
+from lab7.errors import UserError
+from lab7.evaluator import Evaluator, build_network
+from lab7.experiments import get_experiment
+from lab7.pipeline import load_pipeline
+from lab7.plots import split_grid
+from lab7.records import file_hash, read_record, read_records
+from lab7.sampling import to_grid
+from lab7.scoring import RealPictures, Verdicts, draw_and_judge, score_verdicts
+from report.build import accuracy_table, build
+from workshop.study.recording import record_generator, record_sweep, require_same_pictures
 
-RED, BLUE = 1, 10  # indices of red cube and blue sphere
-
-
-def make(name, wrong=0, seed=0, images=6000, data="abc", first_seed=0, **changes):
-    """A record of 40 pictures of 20 conditions, the first few of which are wrong."""
-    drawn = [[BLUE] if row % 20 < wrong else [RED] for row in range(40)]
-    hits = [int(row == [RED]) for row in drawn]
-    seeds = list(range(first_seed, first_seed + 40))
-    verdicts = Verdicts([["red cube"]] * 20, list(range(20)) * 2, seeds, hits, drawn, drawn)
-    found = {"num_inference_steps": 20, "pictures": dataclasses.asdict(verdicts)}
-    found |= score_verdicts(verdicts) | changes
-    training = {"images": images, "data_sha256": data}
-    metrics = {"test": found, "training": training}
-    return Record(name, {"seed": seed}, metrics, {"weights_sha256": name})
-
-
-def test_one_training_seed_is_said():
-    found = compare_paired(make("a"), make("b", wrong=8))
-    assert found.difference.value == 0.4 and found.difference.low > 0
-    assert (found.verdict, found.training_seeds) == ("better (one training seed)", (1, 1))
-    assert compare_paired(make("a", 8), make("b")).verdict == "worse (one training seed)"
-    assert compare_paired(make("a"), make("b", wrong=1)).verdict == "not to be told apart"
-    assert compare_paired(make("a", 3), make("b", 3)).difference.value == 0
-    many = [make("b", 8, seed) for seed in (0, 1)]
-    assert compare_paired(make("a"), many).verdict == "better (one training seed)"
-    twice = [make("a"), make("c")]
-    assert compare_paired(twice, many).training_seeds == (1, 2), "the same seed is no second one"
+CONDITIONS = [("red cube",), ("blue sphere", "gray cylinder"), ("cyan cube", "cyan sphere")]
 
 
-def test_difference_pools_trainings_and_pairs_conditions():
-    first, second = make("a"), make("b", wrong=5)
-    found = compare_paired(first, second).difference
-    assert found.value == 0.25 and 0 < found.low < 0.25 < found.high
-    both = compare_paired([first, second], second, score="exact_scene").difference
-    assert both.value == pytest.approx(0.125)
-    turned = compare_paired(second, first).difference
-    assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low))
-    first.metrics["test"]["pictures"]["nearest"] = [3.0] * 40
-    second.metrics["test"]["pictures"]["nearest"] = [1.0] * 40
-    assert compare_paired(first, second, score="nearest_distance").difference.value == 2
+@pytest.fixture(scope="module")
+def evaluator():
+    torch.manual_seed(0)
+    return Evaluator(build_network(), "cpu")
 
 
-def test_better_needs_trainings_that_differ_by_less():
-    first = [make("a", 0, seed=0), make("b", 1, seed=1)]
-    assert compare_paired(first, [make("c", 9, 0), make("d", 10, 1)]).verdict == "better"
-    assert compare_paired([make("c", 9, 0), make("d", 10, 1)], first).verdict == "worse"
-    unsteady = [make("c", 3, 0), make("d", 15, 1)]
-    found = compare_paired(first, unsteady, score="exact_scene")
-    assert found.difference.low > 0 and found.verdict == "not to be told apart"
+@pytest.fixture
+def real(embedded_root):
+    torch.manual_seed(0)
+    return RealPictures(Auditor(AuditorNetwork(), "cpu"), ICLEVRDataset(embedded_root))
 
 
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        (make("b", images=3000), "'a' and 'b' .* pictures of training .6000 and 3000"),
-        (make("b", data="xyz"), "'a' and 'b' .* training data .abc and xyz"),
-        (make("b", first_seed=1), "'a' and 'b' .* differ in seeds$"),
-        (make("b", num_inference_steps=5), "'a' and 'b' .* sampling steps .20 and 5"),
-    ],
-)
-def test_what_cannot_be_paired_is_refused(other, message):
-    with pytest.raises(ValueError, match=message):
-        compare_paired(make("a"), other)
+@pytest.fixture
+def run(saved_pipeline, tmp_path):
+    """Folder of a training of four steps that drew twenty rows of samples."""
+    folder = tmp_path / "run"
+    shutil.copytree(saved_pipeline, folder / "pipeline")
+    config = dataclasses.asdict(get_experiment("ours").config)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "environment.json").write_text(
+        '{"machine": "mine", "date": "2026-01-01", "git_commit": null, "python": "3", '
+        '"packages": {"torch": "1"}, "precision": "bfloat16", "data_sha256": "abc"}'
+    )
+    row = {"step": 4, "images": 16, "loss": 0.5, "lr": 0.1, "images_per_second": 8.0}
+    (folder / "log.jsonl").write_text(json.dumps(row | {"seconds": 7.0}) + "\n")
+    (folder / "samples").mkdir()
+    for step in range(2, 42, 2):
+        pictures = torch.full((7, 3, 64, 64), step / 42)
+        to_grid(pictures, columns=7).save(folder / "samples" / f"step-{step:08d}.png")
+    return folder
 
 
-def test_other_conditions_and_unknown_names_are_refused():
-    other = make("b")
-    other.metrics["test"]["pictures"]["conditions"][3] = ["gray cube"]
-    with pytest.raises(ValueError, match="differ in conditions$"):
-        compare_paired(make("a"), other)
-    course = make("b")
-    course.metrics["course"] = {"pictures": False, "evaluator": True}
-    with pytest.raises(ValueError, match="differ in origin of pictures and evaluator .None and"):
-        compare_paired(make("a"), course)
-    with pytest.raises(ValueError, match="record 'a' has no 'tset.pictures'.*did you mean 'test'"):
-        compare_paired(make("a"), make("b"), "tset")
-    with pytest.raises(ValueError, match="no score 'topk': did you mean 'top_k'"):
-        compare_paired(make("a"), make("b"), score="topk")
-    with pytest.raises(ValueError, match="no records"):
-        compare_paired([], make("b"))
-
-
-def test_comparison_of_records_on_disk(tmp_path):
-    for record in (make("a"), make("b", wrong=8)):
-        write_record(record.name, record.config, record.metrics, tmp_path)
-    first, second = (read_record(name, tmp_path) for name in "ab")
-    assert compare_paired(first, second) == compare_paired(make("a"), make("b", wrong=8))
-
-
-def test_a_table_is_of_one_budget_one_data_set_and_one_record_a_run():
-    again, untrained, empty = make("again"), make("untrained"), make("empty")
-    again.environment["weights_sha256"] = "a"
-    del untrained.metrics["training"], empty.metrics["test"]
-    records = [make("short", images=3000), make("a"), make("b", 2), make("c", data="xyz")]
-    records = {record.name: record for record in [*records, again, untrained, empty]}
-    kept, left_out = comparable(records)
-    assert list(kept) == ["a", "b"]
-    assert left_out == {
-        "short": "short was trained on 3,000 pictures, the rest of its table on 6,000",
-        "c": "c was trained on another data set than the rest of its table",
-        "again": "again is of the same run as a",
-        "untrained": "untrained has no noted training",
-        "empty": "empty has no scores of 'test'",
+def test_record_generator_keeps_scores_pictures_and_log(
+    pipeline, evaluator, real, run, embedded_root, tmp_path
+):
+    sets = {"test": CONDITIONS, "valid": CONDITIONS[:2]}
+    scored = {
+        name: draw_and_judge(pipeline, conditions, evaluator, real.auditor, real, 2)
+        for name, conditions in sets.items()
     }
-    assert comparable({}) == ({}, {})
+    record_generator(
+        "mine", pipeline, evaluator, scored, run / "pipeline", tmp_path / "results", embedded_root
+    )
+    folder = tmp_path / "results" / "mine"
+    names = {"config.json", "metrics.json", "log.jsonl"}
+    assert {path.name for path in folder.iterdir()} == names | {
+        *("test.png", "denoising.png", "samples.png")
+    }
+    assert (folder / "log.jsonl").read_bytes() == (run / "log.jsonl").read_bytes()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["training"]["images_per_second"] == 8
+    assert metrics["training"]["machine"] == "mine"
+    assert metrics["training"]["date"] == "2026-01-01" and "python" not in metrics["training"]
+    steps = metrics["training"]["sample_steps"]
+    assert (steps[0], steps[-1]) == (2, 40) and 4 < len(steps) <= 8 and steps == sorted(steps)
+    drawn = split_grid(Image.open(folder / "samples.png")).reshape(len(steps), 7, 3, 64, 64)
+    for step, row in zip(steps, drawn, strict=True):
+        assert np.abs(row / 127.5 - 1 - step / 42).max() < 0.01
+    assert metrics["test"]["scores"]["num_pictures"] == 6
+    assert metrics["test"]["audit"]["num_conditions"] == 3
+    noted = ("packages", "precision", "data_sha256")
+    assert [metrics["training"][key] for key in noted] == [{"torch": "1"}, "bfloat16", "abc"]
+    dataset = ICLEVRDataset(embedded_root)
+    assert metrics["data_sha256"] == data_hash(dataset.images, dataset.conditions)
+    times = metrics["test"]["timesteps"]
+    assert len(times) == metrics["test"]["num_inference_steps"] and times == sorted(times)[::-1]
+    assert len(metrics["environment"]["weights_sha256"]) == 64
+    record = read_record("mine", tmp_path / "results")
+    for name, (found, _) in scored.items():
+        verdicts = Verdicts(**record.get(f"{name}.pictures"))
+        assert verdicts == found["pictures"] and len(verdicts.seen) == 2 * len(sets[name])
+        again = score_verdicts(verdicts)
+        assert [again[part] for part in ("scores", "audit", "agreement")] == [
+            found[part] for part in ("scores", "audit", "agreement")
+        ]
+        assert again["fidelity"].nearest_distance == found["fidelity"].nearest_distance
+
+
+def test_report_and_readme_read_new_records(
+    pipeline, evaluator, real, run, embedded_root, tmp_path
+):
+    results, mine = tmp_path / "results", run / "pipeline"
+    scored = {
+        name: draw_and_judge(pipeline, CONDITIONS, evaluator, real.auditor, real, 1)
+        for name in CONDITION_FILES
+    }
+    record_generator("ours", pipeline, evaluator, scored, mine, results, embedded_root)
+    tried = ((1.0, 2.0), (1, 2), ("sde-dpmsolver++", "ddim", "ddpm", "dpmsolver++"))
+    record_sweep(
+        "sweep", pipeline, evaluator, CONDITIONS, *tried, 1, mine, results, data=embedded_root
+    )
+    build(tmp_path / "report", results, embedded_root)
+    top_k = read_record("ours", results).get("test.scores.top_k")
+    shown = "{value:.3f} ({low:.3f}–{high:.3f})".format(**top_k)
+    assert shown in (tmp_path / "report" / "report.html").read_text().replace("\xa0", " ")
+    assert shown in accuracy_table(read_records(results))
+
+
+def test_record_sweep_tries_the_rest_at_the_best_guidance(
+    pipeline, saved_pipeline, evaluator, embedded_root, tmp_path
+):
+    mine = shutil.copytree(saved_pipeline, tmp_path / "pipeline")
+    tried = ((2.0, 1.0), (1,), ("DDIMScheduler", "dpmsolver++"))
+    metrics = record_sweep(
+        "s", pipeline, evaluator, CONDITIONS, *tried, 2, mine, tmp_path, True, embedded_root
+    )
+
+    def rows(name):
+        keys = ("scheduler", "guidance_scale", "num_inference_steps")
+        return [tuple(row[key] for key in keys) for row in metrics[name]]
+
+    own, default = pipeline.config.num_inference_steps, scheduler_name(pipeline.scheduler)
+    assert rows("guidance") == [(default, 1.0, own), (default, 2.0, own)]
+    first, second = (row["top_k"].value for row in metrics["guidance"])
+    best = 2.0 if second > first else 1.0
+    assert metrics["best_guidance"] == best
+    assert rows("steps") == [(default, best, 1)]
+    assert rows("schedulers") == [("ddim", best, own), ("dpmsolver++", best, own)]
+    assert load_pipeline(mine, "cpu").config.guidance_scale == best
+    record = read_record("s", tmp_path)
+    verdicts = Verdicts(**record.get("schedulers")[0]["pictures"])
+    again = score_verdicts(verdicts)["scores"]
+    assert (again.top_k, again.num_pictures) == (metrics["schedulers"][0]["top_k"], 6)
+    assert verdicts.counted is None, "the auditor has no part in choices"
+    assert record.environment["weights_sha256"] == file_hash(mine)
+    pictures = draw_and_judge(pipeline, CONDITIONS, evaluator, repetitions=2, guidance_scale=2.0)
+    assert metrics["guidance"][1]["pictures"] == pictures[0]["pictures"], "the shipped sampler"
+
+
+def test_a_setting_of_two_lists_is_drawn_once(pipeline, saved_pipeline, embedded_root, tmp_path):
+    evaluator, looks = Evaluator(build_network(), "cpu"), []
+    predict = evaluator.predict
+    evaluator.predict = lambda images: looks.append(len(images)) or predict(images)
+    own, sampler = pipeline.config.num_inference_steps, scheduler_name(pipeline.scheduler)
+    tried = ((1.0,), (own,), (sampler,))
+    record_sweep(
+        "s", pipeline, evaluator, CONDITIONS, *tried, 1, saved_pipeline, tmp_path,
+        data=embedded_root,
+    )  # fmt: skip
+    assert looks == [3]
+
+
+def test_what_cannot_be_swept_is_refused_before_drawing(pipeline, saved_pipeline, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    for tried, root, message in (
+        (((), (1,), ("ddim",)), tmp_path, "no guidance scales"),
+        (((1.0,), (1,), ("ddimm",)), tmp_path, "did you mean 'ddim'"),
+        (((1.0,), (1,), ("ddim",)), tmp_path / "file", "file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            record_sweep("s", pipeline, None, CONDITIONS, *tried, 1, saved_pipeline, root)
+
+
+def test_a_generator_of_the_courses_pictures_is_not_scored_on_others(run, embedded_root):
+    require_same_pictures(run / "pipeline", embedded_root)
+    (run / "environment.json").write_text('{"course_pictures": true}')
+    with pytest.raises(UserError, match="run was trained on other pictures"):
+        require_same_pictures(run / "pipeline", embedded_root)

@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 import torch
 
+from lab7.errors import UserError
 from lab7.evaluator import compute_scores
 from lab7.records import (
+    Record,
     append_log,
+    comparable,
     describe_machine,
     file_hash,
     original_scores,
@@ -15,6 +18,7 @@ from lab7.records import (
     read_log,
     read_record,
     read_records,
+    trainings,
     write_record,
 )
 
@@ -61,17 +65,17 @@ def test_writing_again_replaces(tmp_path):
 
 
 def test_missing_record_or_metric_is_named(tmp_path):
-    with pytest.raises(ValueError, match="no record 'ours'.*holds nothing"):
+    with pytest.raises(UserError, match="unknown record of .* 'ours': there is none"):
         read_record("ours", tmp_path)
     write_record("original-cosine", {}, {"test": {"top_k": {"value": 0.9}}}, tmp_path)
-    with pytest.raises(ValueError, match="did you mean 'original-cosine'"):
+    with pytest.raises(UserError, match="did you mean 'original-cosine'"):
         read_record("original-cosin", tmp_path)
     record = read_record("original-cosine", tmp_path)
-    with pytest.raises(ValueError, match=r"no 'test.topk.value': test holds top_k.*'top_k'"):
+    with pytest.raises(UserError, match="'test.topk.value': did you mean 'test.top_k'"):
         record.get("test.topk.value")
-    with pytest.raises(ValueError, match="no 'speed': its metrics holds test"):
+    with pytest.raises(UserError, match="'speed': did you mean 'test'"):
         record.get("speed")
-    with pytest.raises(ValueError, match="test.top_k.value holds nothing"):
+    with pytest.raises(UserError, match="'test.top_k.value.low': there is none"):
         record.get("test.top_k.value.low")
 
 
@@ -85,7 +89,7 @@ def test_names_that_are_no_folder_are_refused(tmp_path, name):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, object()])
 def test_values_that_json_lacks_leave_the_old_record(tmp_path, value):
     write_record("run", {}, {"score": 0.1}, tmp_path)
-    with pytest.raises(ValueError, match="a record cannot hold this"):
+    with pytest.raises((ValueError, TypeError), match="JSON"):
         write_record("run", {"new": True}, {"score": value}, tmp_path)
     record = read_record("run", tmp_path)
     assert (record.config, record.get("score")) == ({}, 0.1)
@@ -96,14 +100,72 @@ def test_environment_is_not_overwritten_by_a_metric(tmp_path):
         write_record("run", {}, {"environment": 1}, tmp_path)
 
 
-def test_a_list_stands_on_one_line(tmp_path):
-    words = ["a  [b\n  ]", "{c}", "d"]
+def test_places_that_cannot_be_written_or_read_are_the_users(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    for write in (
+        lambda: write_record("run", {}, {}, tmp_path / "file"),
+        lambda: append_log(tmp_path / "file" / "log.jsonl", {"step": 1}),
+    ):
+        with pytest.raises(UserError, match="file"):
+            write()
+
+
+def test_a_list_is_on_one_line(tmp_path):
+    words = ["a  [b\n  ]", "{c}", "d\u2028e"]
     metrics = {"seen": [[0, 12], [], [3]], "words": words, "rows": [{"x": [1, 2]}]}
     folder = write_record("run", {}, metrics, tmp_path)
     lines = [line.strip() for line in (folder / "metrics.json").read_text().splitlines()]
     for line in ("[0, 12],", "[],", "[3]", '"x": [1, 2]'):
         assert line in lines
     assert read_record("run", tmp_path).metrics == metrics
+
+
+def make(name, images=6000, data="abc", precision="float32", seeds=(0, 1), run=None):
+    """A record of two pictures."""
+    pictures = {"conditions": [["red cube"]], "condition": [0, 0], "seed": list(seeds)}
+    training = {"images": images, "data_sha256": data, "precision": precision}
+    metrics = {"test": {"pictures": pictures, "guidance_scale": 1.0}, "training": training}
+    return Record(name, {}, metrics, {"weights_sha256": run or name})
+
+
+def test_a_table_is_of_one_budget_data_set_and_precision_and_one_record_a_run():
+    untrained, empty, unguided = make("untrained"), make("empty"), make("unguided", run="a")
+    course, slow = make("course"), make("slow")
+    course.metrics["course"], slow.metrics["test"]["num_inference_steps"] = "theirs", 1000
+    del untrained.metrics["training"], empty.metrics["test"]
+    unguided.metrics["test"]["guidance_scale"] = 3.0
+    made = [make("short", images=3000), make("a"), make("b"), make("c", data="xyz")]
+    made += [
+        make("again", run="a"),
+        make("half", precision="bfloat16"),
+        make("other", seeds=(1, 2)),
+    ]
+    made += [untrained, empty, unguided, course, slow]
+    kept, left_out = comparable({record.name: record for record in made})
+    assert list(kept) == ["a", "b", "unguided"], "other settings of a run are no second record"
+    rest = "differs from the rest of its table in"
+    assert left_out == {
+        "short": f"short {rest} the pictures of training: 3000, not 6000",
+        "c": f"c {rest} the training data: xyz, not abc",
+        "half": f"half {rest} the precision of training: bfloat16, not float32",
+        "other": f"other {rest} the seeds",
+        "course": f"course {rest} the origin of pictures and evaluator: theirs, not None",
+        "slow": f"slow {rest} the sampling steps: 1000, not None",
+        "again": "again is of the same run as a",
+        "untrained": "untrained does not say how it was trained",
+        "empty": "empty has no verdicts on pictures of 'test'",
+    }
+    assert comparable({}) == ({}, {})
+
+
+def test_trainings_of_an_experiment_are_found_by_name():
+    records = {name: make(name) for name in ("cosine", "cosine-seed1", "cosine-x0", "linear-seed2")}
+    assert [record.name for record in trainings(records, "cosine")] == ["cosine", "cosine-seed1"]
+    assert [record.name for record in trainings(records, "linear")] == ["linear-seed2"]
+    with pytest.raises(UserError, match="'linaer': did you mean 'linear-seed2'"):
+        trainings(records, "linaer")
+    with pytest.raises(UserError, match="'cosine': there is none"):
+        trainings({}, "cosine")
 
 
 def test_log_grows_by_rows(tmp_path):

@@ -63,17 +63,17 @@ def test_visible_pixels_counts_each_object_in_its_order():
 
 @pytest.mark.parametrize("shape", ["cube", "sphere", "cylinder"])
 @pytest.mark.parametrize("color, brightest", [("red", 0), ("green", 1), ("blue", 2)])
-def test_object_has_its_color_at_the_middle(shape, color, brightest):
+def test_object_has_its_color_at_the_center(shape, color, brightest):
     picture = render(scene(SceneObject(f"{color} {shape}", 0, 0, 30)), samples_per_pixel=4)
     assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8
-    middle = picture[24:31, 30:34].reshape(-1, 3).mean(0)
-    assert middle.argmax() == brightest
-    assert middle[brightest] > 1.25 * np.delete(middle, brightest).max()
-    ground = picture[45:60].astype(int)
-    assert np.ptp(ground.mean((0, 1))) < 15, "the ground is gray"
+    center = picture[24:31, 30:34].reshape(-1, 3).mean(0)
+    assert center.argmax() == brightest
+    assert center[brightest] > 1.25 * np.delete(center, brightest).max()
+    background = picture[45:60].astype(int)
+    assert np.ptp(background.mean((0, 1))) < 15, "the background is gray"
 
 
-def test_gray_object_stands_out_from_the_gray_ground():
+def test_gray_object_differs_from_the_gray_background():
     with_object = render(scene(SceneObject("gray sphere", 0, 0, 0)), 1).astype(int)
     without = render(scene(), 1).astype(int)
     changed = np.abs(with_object - without).max(-1) > 12
@@ -88,17 +88,17 @@ def test_rendering_repeats_bit_for_bit():
 
 def test_steps_show_the_same_scene_with_one_object_more():
     plan = ScenePlan("CLEVR_train_000007", ("red cube", "blue sphere", "yellow cylinder"))
-    pictures, middles = render_scene(plan)
-    assert pictures.shape == (3, 64, 64, 3) and middles.shape == (3, 2)
+    pictures, centers = render_scene(plan)
+    assert pictures.shape == (3, 64, 64, 3) and centers.shape == (3, 2)
     for (before, after), (x, y) in zip(
-        itertools.pairwise(pictures.astype(int)), middles[1:], strict=True
+        itertools.pairwise(pictures.astype(int)), centers[1:], strict=True
     ):
         changed = np.abs(before - after).max(-1) > 15
         assert 20 < changed.sum() < 64 * 64 / 3
         assert changed[int(y) - 1 : int(y) + 2, int(x) - 1 : int(x) + 2].all()
 
 
-def test_a_sphere_is_drawn_about_its_projected_middle():
+def test_a_sphere_is_drawn_about_its_projected_center():
     lone = scene(SceneObject("red sphere", 1.5, -2.0, 0.0))
     ((x, y),) = rendering.project(lone)
     picture = render(lone, 0, 16).astype(int)

@@ -11,13 +11,15 @@ from lab7.dataset import to_float
 from lab7.estimates import Estimate
 from lab7.evaluator import top_k_hits
 from lab7.experiments import get_experiment
-from lab7.fidelity import Fidelity
 from lab7.labels import LABELS, encode, load_conditions
 from lab7.records import append_log, original_scores, read_record, write_record
 from lab7.sampling import to_grid
-from lab7.scoring import Verdicts, score_verdicts
+from lab7.scoring import Fidelity, Verdicts, score_verdicts
 from report import build as report_build
-from workshop.judges.evaluator_training import EvaluatorConfig
+from report import printing
+from report.fonts.subset import BIG5_ROWS, GB2312_ROWS
+from report.handin import HandIn
+from workshop.judges.evaluator_training import EvaluatorTraining
 from workshop.judges.examination import calibration
 from workshop.standin.packing import write_pack
 
@@ -99,7 +101,7 @@ def write_generator(root, name, data, errors, pictures, frames):
 
 
 def write_evaluator(root):
-    """A record as `train_evaluator` writes it."""
+    """A record as the evaluator's training writes it."""
     labels = torch.eye(24).repeat(4, 1)
     scores = {count: make_scores([LABELS[:count]] * 40, 0.0004, count) for count in range(1, 6)}
     metrics = {
@@ -114,12 +116,12 @@ def write_evaluator(root):
         "validation": {"exact_set": 0.99, "top_k": 0.998, "num_pictures": 2000},
         "training": {"num_pictures": len(labels), "steps": 9000, "seconds": 3000.0, "bf16": True},
     }
-    folder = write_record("evaluator", EvaluatorConfig(), metrics, root)
+    folder = write_record("evaluator", EvaluatorTraining(), metrics, root)
     to_grid(pictures(16)).save(folder / "mistakes.png")
 
 
 def write_auditor(root):
-    """A record as `train_auditor` writes it."""
+    """A record as the auditor's training writes it."""
     audits = {n: make_scores([LABELS[:n]] * 40, 0.0004, n)["audit"] for n in range(1, 6)}
     metrics = {
         "test": make_scores([LABELS[:3]] * 60, 0.0003)["audit"],
@@ -307,10 +309,60 @@ def test_report_is_the_same_each_time(report, results, data, tmp_path):
 
 
 def test_pdf_has_no_warnings(work):
-    _, warnings = report_build.typst.compile_with_warnings(
+    _, warnings = printing.typst.compile_with_warnings(
         work / "report.typ", root=work, format="pdf", ignore_system_fonts=True
     )
     assert [warning.message for warning in warnings] == []
+
+
+def test_a_students_report_shows_what_is_handed_in(tmp_path, report, results, data):
+    sets = {name: load_conditions(data / f"{name}.json") for name in ("test", "new_test")}
+    scored = {
+        name: (make_scores(conditions, 0.05, repetitions=1), -pictures(len(conditions)))
+        for name, conditions in sets.items()
+    }
+    row = ("red sphere", "yellow cube", "cyan cylinder")
+    handin = HandIn(
+        "B11107122 張欀齡", "Lab 6, spring 2024", scored, row, -pictures(9), True, False
+    )
+    report_build.build(tmp_path, results, data, handin)
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "B11107122 張欀齡" in page and "Lab 6, spring 2024" in page
+    assert "the condition “red sphere, yellow cube, cyan cylinder”" in page
+    assert (
+        "of the course’s <code>test.json</code>" in page and "show the pictures handed in" in page
+    )
+    for name, (metrics, _) in scored.items():
+        found = metrics["scores"].top_k
+        cells = (f"<code>images/{name}</code>", len(sets[name]), found.total, found.hits)
+        assert "".join(f"<td>{cell}</td>" for cell in cells) in page
+        assert f"<strong>{found.value:.4f}</strong>" in page
+    for name in ("test.webp", "new_test.webp", "denoising.webp"):
+        paths = [folder / "figures" / name for folder in (tmp_path, report)]
+        assert paths[0].read_bytes() != paths[1].read_bytes(), name
+    assert b"NotoSerifCJKtc" in (tmp_path / "report.pdf").read_bytes()
+    assert b"NotoSerifCJKtc" not in (report / "report.pdf").read_bytes()
+
+
+@pytest.mark.parametrize("encoding, rows", [("big5", BIG5_ROWS), ("gb2312", GB2312_ROWS)])
+def test_common_characters_can_be_printed(tmp_path, encoding, rows):
+    printing.unpack_font(tmp_path)
+    cells = range(0xA1, 0xFF)
+    text = "".join(bytes((row, cell)).decode(encoding, "ignore") for row in rows for cell in cells)
+    assert printing.FONT.stat().st_size < 3e6 and len(text) > 3700
+    assert set(printing.missing_characters(text, tmp_path, False)) <= set("ˍ‾∼≒")
+
+
+def test_rare_characters_come_from_the_machine_or_are_refused(monkeypatch):
+    assert not printing.needs_system_fonts("Ada Łukasz 王小明 买买提·凃堃")
+    with pytest.raises(ValueError, match=r"no font has . \(U\+10FFF0\) of"):
+        printing.needs_system_fonts("王\U0010fff0")
+    monkeypatch.setattr(
+        printing,
+        "missing_characters",
+        lambda text, folder, system_fonts: [] if system_fonts else ["㛢"],
+    )
+    assert printing.needs_system_fonts("李㛢")
 
 
 @pytest.mark.parametrize(
@@ -336,8 +388,8 @@ def test_missing_key_is_named(work, file, parent, key, message):
 @pytest.mark.parametrize(
     ("name", "key", "message"),
     [
-        ("sweep", None, "no record 'sweep'"),
-        ("ours", "test.pictures", "record 'ours' has no 'test.pictures.seen'"),
+        ("sweep", None, "unknown record of .* 'sweep'"),
+        ("ours", "test.pictures", "metric of record 'ours' 'test.pictures.seen'"),
     ],
 )
 def test_missing_result_leaves_nothing_behind(results, data, tmp_path, name, key, message):

@@ -14,14 +14,15 @@ import pytest
 import torch
 
 import lab7.checkpoints
-import lab7.training
-from lab7.checkpoints import in_use, load_latest
+from lab7.checkpoints import STATE_NAME, in_use, load_latest
+from lab7.errors import UserError
 from lab7.experiments import get_experiment
 from lab7.pipeline import load_pipeline
 from lab7.training import train
 
 SMOKE = get_experiment("smoke").config
 LONG = replace(SMOKE, num_steps=120, log_every=1, save_every=1)
+SHORT = replace(LONG, num_steps=8)
 DATASET = SimpleNamespace(
     images=torch.randint(
         0, 256, (10, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
@@ -81,7 +82,7 @@ def test_killed_twenty_times_a_run_ends_the_same(tmp_path, processes, one_thread
     assert steps(parts) == list(range(1, LONG.num_steps + 1))
     first, second = weights(whole), weights(parts)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not list((parts / "states").glob("unfinished-*"))
+    assert all(STATE_NAME.fullmatch(path.name) for path in (parts / "states").iterdir())
     saved = [
         load_pipeline(folder / "pipeline", "cpu").unet.state_dict() for folder in (whole, parts)
     ]
@@ -90,7 +91,7 @@ def test_killed_twenty_times_a_run_ends_the_same(tmp_path, processes, one_thread
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_saves_first(tmp_path, number):
-    config = replace(LONG, save_every=1000)
+    config = replace(SHORT, save_every=1000)
 
     def stop(row):
         if row["step"] == 3:
@@ -102,7 +103,7 @@ def test_an_interrupt_saves_first(tmp_path, number):
     assert load_latest(tmp_path / "states")["step"] == steps(tmp_path)[-1] in (3, 4)
     assert signal.getsignal(number) is handler
     run(tmp_path, config)
-    assert steps(tmp_path) == list(range(1, LONG.num_steps + 1))
+    assert steps(tmp_path) == list(range(1, SHORT.num_steps + 1))
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
@@ -110,6 +111,26 @@ def test_a_folder_in_use_is_refused(tmp_path):
         run(tmp_path, SMOKE)
     assert not (tmp_path / "config.json").exists()
     run(tmp_path, SMOKE)
+
+
+def test_of_several_processes_the_first_holds_the_folder(tmp_path, monkeypatch):
+    with in_use(tmp_path):
+        monkeypatch.setenv("RANK", "1")
+        with in_use(tmp_path):
+            pass
+        monkeypatch.setenv("RANK", "0")
+        with pytest.raises(UserError, match="is in use"), in_use(tmp_path):
+            pass
+
+
+@pytest.mark.parametrize("where", ["append_log", "save_pipeline"])
+def test_what_cannot_be_written_is_an_error_of_the_user(tmp_path, monkeypatch, where):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "there"))
+
+    monkeypatch.setattr(f"lab7.training.{where}", full)
+    with pytest.raises(UserError, match=f"No space left on device: {tmp_path / 'there'}"):
+        run(tmp_path, SMOKE)
 
 
 def test_another_configuration_is_refused_with_all_differences(tmp_path):
@@ -131,28 +152,29 @@ def test_a_finished_run_can_be_extended_and_an_unfinished_one_not(tmp_path):
 
 
 def test_a_full_disk_keeps_the_last_state(tmp_path, monkeypatch):
-    run(tmp_path, LONG, callback=lambda row: row["step"] == 2)
+    run(tmp_path, SHORT, callback=lambda row: row["step"] == 2)
     good = load_latest(tmp_path / "states")
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(lab7.checkpoints.os, "fsync", full)
-    with pytest.raises(OSError, match="no space left for a training state: free at least . MB"):
-        run(tmp_path, LONG)
+    message = r"no training state of \d MB could be saved in .*states: No space left on device"
+    with pytest.raises(UserError, match=message):
+        run(tmp_path, SHORT)
     monkeypatch.undo()
     assert load_latest(tmp_path / "states")["step"] == good["step"] == 2
     assert len(list((tmp_path / "states").iterdir())) == 2
-    run(tmp_path)
-    assert steps(tmp_path) == list(range(1, LONG.num_steps + 1))
+    run(tmp_path, SHORT)
+    assert steps(tmp_path) == list(range(1, SHORT.num_steps + 1))
 
 
 def test_a_row_cut_short_is_written_again(tmp_path):
-    run(tmp_path, LONG, callback=lambda row: row["step"] == 2)
+    run(tmp_path, SHORT, callback=lambda row: row["step"] == 2)
     with open(tmp_path / "log.jsonl", "a") as log:
         log.write('{"step": 3, "ima')
-    run(tmp_path)
-    assert steps(tmp_path) == list(range(1, LONG.num_steps + 1))
+    run(tmp_path, SHORT)
+    assert steps(tmp_path) == list(range(1, SHORT.num_steps + 1))
 
 
 def test_states_hold_what_the_run_is(tmp_path):
@@ -175,10 +197,10 @@ def test_other_pictures_or_another_precision_are_refused(tmp_path):
 
 def test_a_run_keeps_the_precision_and_the_machine_of_its_first_start(tmp_path, monkeypatch):
     auto = replace(LONG, precision="auto")
-    monkeypatch.setattr("lab7.devices.choose_precision", lambda unet: "bfloat16")
+    monkeypatch.setattr("lab7.devices.bfloat16_is_faster", lambda *_: True)
     run(tmp_path, auto, max_seconds=1e-6)
     first = json.loads((tmp_path / "environment.json").read_text())
-    monkeypatch.setattr("lab7.devices.choose_precision", lambda unet: "float32")
+    monkeypatch.setattr("lab7.devices.bfloat16_is_faster", lambda *_: False)
     other = lab7.checkpoints.environment() | {"machine": "another"}
     monkeypatch.setattr("lab7.checkpoints.environment", lambda: other)
     run(tmp_path, auto, max_seconds=1e-6)
@@ -189,13 +211,13 @@ def test_a_run_keeps_the_precision_and_the_machine_of_its_first_start(tmp_path, 
 
 
 def test_minutes_leave_time_to_save(tmp_path, monkeypatch):
-    save = lab7.training.save_state
+    save = lab7.checkpoints.save_state
 
     def slow(*args):
         time.sleep(1)
         return save(*args)
 
-    monkeypatch.setattr("lab7.training.save_state", slow)
+    monkeypatch.setattr("lab7.checkpoints.save_state", slow)
     started = time.perf_counter()
     run(tmp_path, replace(LONG, num_steps=10**6, log_every=1000, save_every=10**6), max_seconds=3)
     assert time.perf_counter() - started < 3.7  # 4 and more, were the last save not reckoned with
@@ -204,10 +226,10 @@ def test_minutes_leave_time_to_save(tmp_path, monkeypatch):
 def test_the_state_is_read_under_the_lock(tmp_path, monkeypatch):
     run(tmp_path, LONG, max_seconds=1e-6)
 
-    def read(folder):
+    def read(folder, device):
         with pytest.raises(ValueError, match="in use"), in_use(tmp_path):
             pass
-        return load_latest(folder)
+        return load_latest(folder, device)
 
-    monkeypatch.setattr("lab7.training.load_latest", read)
+    monkeypatch.setattr("lab7.checkpoints.load_latest", read)
     run(tmp_path, LONG, max_seconds=1e-6)

@@ -1,7 +1,6 @@
 """Pictures on disk: the hand-in layout, the grid, the denoising row; nothing half written."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -9,16 +8,10 @@ import torch
 from PIL import Image
 
 from lab7.auditor import Auditor, AuditorNetwork
-from lab7.dataset import ICLEVRDataset, data_hash
-from lab7.diffusion import scheduler_name
 from lab7.evaluator import Evaluator, build_network
-from lab7.fidelity import RealPictures
-from lab7.pipeline import load_pipeline, to_pil
+from lab7.pipeline import to_pil
 from lab7.plots import split_grid
-from lab7.recording import record_generator, record_sweep, recorded_verdicts
-from lab7.records import file_hash, read_record
 from lab7.sampling import denoising_frames, to_grid, write_samples
-from lab7.scoring import Verdicts, draw_and_judge, score_verdicts
 
 CONDITIONS = [("red cube",), ("blue sphere", "gray cylinder"), ("cyan cube", "cyan sphere")]
 
@@ -45,6 +38,17 @@ def test_write_samples_follows_the_course_layout(pipeline, evaluator, tmp_path):
     assert stored["scores"]["top_k"]["value"] == summary["scores"]["top_k"]["value"]
     assert [len(seen) for seen in stored["seen"]] == [5, 5, 5]
     assert [p.name for p in tmp_path.iterdir()] == ["out"], "no temporary folder is left"
+
+
+def test_the_denoising_row_is_of_what_was_asked_for(pipeline, tmp_path):
+    def difference(picture, **options):
+        write_samples(pipeline, CONDITIONS, tmp_path, 5, **options)
+        last = split_grid(Image.open(tmp_path / "denoising.png"))[-1].transpose(1, 2, 0)
+        return np.abs(last.astype(int) - np.asarray(picture)).max()
+
+    first, other = pipeline([*CONDITIONS[:1], CONDITIONS[2]], seeds=[5, 5], progress=False).images
+    assert difference(first) <= 1 < difference(other), "0.png, to float rounding"
+    assert difference(other, denoising=CONDITIONS[2]) <= 1
 
 
 def test_a_shorter_call_leaves_no_pictures_of_a_longer_one(pipeline, tmp_path):
@@ -96,91 +100,3 @@ def test_grid_has_eight_a_row_in_order():
 def test_grid_of_one_picture_has_its_border_too():
     sheet = to_grid(torch.zeros(1, 3, 64, 64))
     assert sheet.size == (68, 68) and len(split_grid(sheet)) == 1
-
-
-def test_record_generator_keeps_scores_pictures_and_log(
-    pipeline, saved_pipeline, evaluator, auditor, embedded_root, tmp_path
-):
-    run = tmp_path / "run"
-    shutil.copytree(saved_pipeline, run / "pipeline")
-    (run / "config.json").write_text('{"num_steps": 4}')
-    (run / "environment.json").write_text(
-        '{"machine": "mine", "date": "2026-01-01", "git_commit": null, "python": "3", '
-        '"packages": {"torch": "1"}, "precision": "bfloat16", "data_sha256": "abc"}'
-    )
-    row = {"step": 4, "images": 16, "loss": 0.5, "images_per_second": 8.0, "seconds": 7.0}
-    (run / "log.jsonl").write_text(json.dumps(row) + "\n")
-    rows = {step: torch.rand(7, 3, 64, 64) for step in range(2, 42, 2)}
-    (run / "samples").mkdir()
-    for step, images in rows.items():
-        to_grid(images, columns=7).save(run / "samples" / f"step-{step:08d}.png")
-    sets = {"test": CONDITIONS, "valid": CONDITIONS[:2]}
-    dataset = ICLEVRDataset(embedded_root)
-    real = RealPictures(auditor, dataset)
-    scored = {
-        name: draw_and_judge(pipeline, conditions, evaluator, auditor, real, 2)
-        for name, conditions in sets.items()
-    }
-    record_generator(
-        "mine", pipeline, evaluator, scored, run / "pipeline", tmp_path / "results", embedded_root
-    )
-    folder = tmp_path / "results" / "mine"
-    names = {"config.json", "metrics.json", "log.jsonl"}
-    assert {path.name for path in folder.iterdir()} == names | {
-        *("test.png", "denoising.png", "samples.png")
-    }
-    metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["training"]["images_per_second"] == 8
-    assert metrics["training"]["machine"] == "mine"
-    assert metrics["training"]["date"] == "2026-01-01" and "python" not in metrics["training"]
-    steps = metrics["training"]["sample_steps"]
-    assert (steps[0], steps[-1]) == (2, 40) and 4 < len(steps) <= 8 and steps == sorted(steps)
-    drawn = split_grid(Image.open(folder / "samples.png")).reshape(len(steps), 7, 3, 64, 64)
-    for step, row in zip(steps, drawn, strict=True):
-        assert np.abs(row / 127.5 - 1 - rows[step].numpy()).max() < 0.01
-    assert metrics["test"]["scores"]["num_pictures"] == 6
-    assert metrics["test"]["audit"]["num_conditions"] == 3
-    noted = ("packages", "precision", "data_sha256")
-    assert [metrics["training"][key] for key in noted] == [{"torch": "1"}, "bfloat16", "abc"]
-    assert metrics["data_sha256"] == data_hash(dataset.images, dataset.conditions)
-    times = metrics["test"]["timesteps"]
-    assert len(times) == metrics["test"]["num_inference_steps"] and times == sorted(times)[::-1]
-    assert len(metrics["environment"]["weights_sha256"]) == 64
-    record = read_record("mine", tmp_path / "results")
-    for name, (found, _) in scored.items():
-        verdicts = recorded_verdicts(record, name)
-        assert verdicts == found["pictures"] and len(verdicts.seen) == 2 * len(sets[name])
-        again = score_verdicts(verdicts)
-        assert [again[part] for part in ("scores", "audit", "agreement")] == [
-            found[part] for part in ("scores", "audit", "agreement")
-        ]
-        assert again["fidelity"].nearest_distance == found["fidelity"].nearest_distance
-
-
-def test_record_sweep_tries_the_rest_at_the_best_guidance(
-    pipeline, saved_pipeline, evaluator, embedded_root, tmp_path
-):
-    mine = shutil.copytree(saved_pipeline, tmp_path / "pipeline")
-    tried = ((2.0, 1.0), (1,), ("DDIMScheduler", "dpmsolver++"))
-    metrics = record_sweep(
-        "s", pipeline, evaluator, CONDITIONS, *tried, 2, mine, tmp_path, True, embedded_root
-    )
-
-    def rows(name):
-        keys = ("scheduler", "guidance_scale", "num_inference_steps")
-        return [tuple(row[key] for key in keys) for row in metrics[name]]
-
-    own, default = pipeline.config.num_inference_steps, scheduler_name(pipeline.scheduler)
-    assert rows("guidance") == [(default, 1.0, own), (default, 2.0, own)]
-    first, second = (row["top_k"].value for row in metrics["guidance"])
-    best = 2.0 if second > first else 1.0
-    assert metrics["best_guidance"] == best
-    assert rows("steps") == [(default, best, 1)]
-    assert rows("schedulers") == [("ddim", best, own), ("dpmsolver++", best, own)]
-    assert load_pipeline(mine, "cpu").config.guidance_scale == best
-    record = read_record("s", tmp_path)
-    verdicts = Verdicts(**record.get("schedulers")[0]["pictures"])
-    again = score_verdicts(verdicts)["scores"]
-    assert (again.top_k, again.num_pictures) == (metrics["schedulers"][0]["top_k"], 6)
-    assert verdicts.counted is None, "the auditor has no part in choices"
-    assert record.environment["weights_sha256"] == file_hash(mine)

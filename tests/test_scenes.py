@@ -6,15 +6,19 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
 from lab7.dataset import DATA_DIR, ICLEVRDataset
 from lab7.labels import LABELS, load_conditions
 from workshop.standin import scenes as standin
+from workshop.standin.packing import write_pack
 from workshop.standin.scenes import (
     draw_auditor,
     draw_conditions,
     draw_evaluator,
     draw_train,
+    label_counts,
+    read_scenes,
     render_set,
     write_json,
 )
@@ -39,7 +43,7 @@ def test_condition_files_have_the_course_statistics(drawn):
     assert set(sizes["four_five"]) == {4, 5}
 
 
-def test_no_condition_stands_twice_or_in_two_files(drawn):
+def test_no_condition_occurs_twice_or_in_two_files(drawn):
     everything = [condition for conditions in drawn.values() for condition in conditions]
     assert len(everything) == len(set(everything))
 
@@ -153,6 +157,28 @@ def test_render_set_goes_on_where_it_was(tmp_path, monkeypatch, in_process):
     assert len(data) == 180
     assert data.labels[5] == plans[1].labels
     assert abs(int(data.images[3].float().mean()) - fake_scene(plans[1])[0].mean()) <= 2
+
+
+def test_scenes_are_read_as_they_were_written(tmp_path):
+    labels = ["red cube", "red cube", "blue sphere", "gray cube", "gray cube"]
+    centers = [[10.0 * i, 5.0 * i] for i in range(5)]
+    strip = np.full((3, 64, 64, 3), 100, np.uint8)
+    write_pack(tmp_path / "pictures.zip", [("a", strip), ("b", strip)], speed=8)
+    scene = {"labels": labels, "counts": [1, 4, 5], "centres": centers}
+    write_json(tmp_path / "scenes.json", {"b": scene, "a": scene | {"counts": [2, 4, 5]}})
+    images, there = read_scenes(tmp_path)
+    assert images.shape == (6, 3, 64, 64) and images.dtype == torch.uint8
+    counts = label_counts(there)
+    assert counts.sum(1).tolist() == [2, 4, 5, 1, 4, 5]
+    assert counts[0, LABELS.index("red cube")] == 2
+    assert there[5, 4].tolist() == [LABELS.index("gray cube"), 40.0, 20.0]
+
+
+def test_label_counts():
+    objects = torch.tensor([[[1, 5, 5], [1, 9, 9], [23, 1, 1]], [[-1, -1, -1]] * 3])
+    counts = label_counts(objects)
+    assert counts[0].nonzero().flatten().tolist() == [1, 23]
+    assert counts[0, 1] == 2 and counts[1].sum() == 0
 
 
 def test_write_json_has_one_entry_a_line(tmp_path):

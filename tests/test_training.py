@@ -16,17 +16,13 @@ from diffusers.optimization import get_cosine_schedule_with_warmup
 from PIL import Image
 
 import lab7.training
+from lab7.batches import Batches
 from lab7.devices import choose_precision, should_compile
 from lab7.diffusion import diffusion_loss, scheduler_name
+from lab7.errors import UserError
 from lab7.experiments import TrainConfig, get_experiment
 from lab7.pipeline import load_pipeline
-from lab7.training import (
-    SAMPLED,
-    Batches,
-    Run,
-    learning_rate,
-    train,
-)
+from lab7.training import SAMPLED, Run, learning_rate, train
 
 SMOKE = get_experiment("smoke").config
 
@@ -273,9 +269,12 @@ def test_warm_start(tmp_path, dataset, finished):
     config = replace(SMOKE, init_from=str(folder / "pipeline"))
     run = Run(config, dataset, torch.device("cpu"), tmp_path)
     assert torch.allclose(weights(run.pipeline()), weights(first), atol=1e-3)
-    smaller = config.unet | {"layers_per_block": 2}
-    with pytest.raises(ValueError, match="do not fit this network"):
-        Run(replace(config, unet=smaller), dataset, torch.device("cpu"), tmp_path)
+    deeper = replace(config, unet=config.unet | {"layers_per_block": 2})
+    with pytest.raises(UserError, match="do not fit this network: down_.* is None there, not .32"):
+        Run(deeper, dataset, torch.device("cpu"), tmp_path)
+    wider = replace(config, unet=config.unet | {"block_out_channels": [32, 64, 32]})
+    with pytest.raises(UserError, match=r"this network: .* is \(32, .* there, not \(64, "):
+        Run(wider, dataset, torch.device("cpu"), tmp_path)
 
 
 @pytest.mark.parametrize(("dropout", "expected"), [(0.0, 1.0), (1.0, 0.0), (0.3, 0.7)])
@@ -309,7 +308,9 @@ def test_precision_can_change_from_run_to_run(tmp_path, dataset):
         trained = train(config, dataset, tmp_path / precision, progress=False)
         assert weights(trained).dtype == torch.float32
     run = Run(SMOKE, dataset, torch.device("cpu"), tmp_path)
-    assert choose_precision(run.network) in ("float32", "bfloat16")
+    auto = replace(SMOKE, precision="auto")
+    assert choose_precision(auto, run.network) in ("float32", "bfloat16")
+    assert choose_precision(auto, run.network, before="bfloat16") == "bfloat16"
     assert all(p.grad is None for p in run.network.parameters())
 
 
@@ -362,6 +363,19 @@ def test_a_diverged_training_stops_and_keeps_the_last_good_weights(tmp_path, dat
     train(replace(config, save_every=50), dataset, tmp_path, progress=False)
 
 
+@pytest.mark.parametrize("mistake", [ValueError("mine"), RuntimeError("shapes"), KeyError("x")])
+def test_a_mistake_in_the_network_keeps_its_traceback(tmp_path, dataset, monkeypatch, mistake):
+    """Whatever a student's own forward raises is no error of the user."""
+
+    def forward(*_, **__):
+        raise mistake
+
+    monkeypatch.setattr("lab7.model.ConditionalUNet.forward", forward)
+    with pytest.raises(type(mistake)) as error:
+        train(SMOKE, dataset, tmp_path, progress=False, device="cpu")
+    assert error.value is mistake and error.traceback[-1].name == "forward"
+
+
 def saved_step(path):
     return int(path.name.split("-")[1])
 
@@ -377,7 +391,7 @@ def test_what_does_not_fit_is_refused(tmp_path, dataset):
         ({"batch_size": 11}, "batch_size 11 is larger than the data: there are 10 pictures"),
         (
             {"precision": "float16", "optimizer": "adamw"},
-            "'float16' is not for cpu: choose one of auto, float32, bfl",
+            "unknown precision on cpu 'float16': did you mean 'bfloat16'. Choose one of auto, flo",
         ),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -435,8 +449,8 @@ train(config, pictures, sys.argv[1], progress=False, device="cpu")
         ({"batch_size": 0}, "batch_size 0 must be above 0"),
         ({"label_dropout": 1.5}, "label_dropout 1.5 is not within 0 … 1"),
         ({"precision": "float16", "optimizer": "muon"}, "precision 'float16' is not for 'muon'"),
-        ({"precision": "fp8"}, "unknown precision 'fp8': choose one of auto, float32"),
-        ({"time_sampling": "mode"}, "unknown time_sampling 'mode': choose one of uniform"),
+        ({"precision": "fp16"}, "unknown precision 'fp16': did you mean 'float16'. Choose .* auto"),
+        ({"time_sampling": "mode"}, "unknown time_sampling 'mode': did you mean .* one of uniform"),
     ],
 )
 def test_bad_config(values, message):
@@ -446,8 +460,12 @@ def test_bad_config(values, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [('{"batchsize": 3}', "'batchsize': did you mean 'batch_size'"), ("[1]", "JSON object")],
+    [
+        ('{"batchsize": 3}', "'batchsize': did you mean 'batch_size'"),
+        ("[1]", "JSON object, not .1"),
+        ("{3", "JSON object: Expecting property name"),
+    ],
 )
 def test_bad_json(text, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         TrainConfig.from_json(text)

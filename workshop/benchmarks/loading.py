@@ -2,7 +2,8 @@
 
 Reference: what most versions of this lab do. PIL opens a 320×240 PNG, torchvision resizes and
 normalises it, a DataLoader makes batches of it, with and without worker processes. Its PNGs are the
-embedded pictures enlarged: they have no grain, so they decode faster than the course's.
+embedded pictures enlarged: they have no grain, so they decode faster than the course's. Both end on
+the device where a training would be.
 """
 
 import dataclasses
@@ -17,10 +18,11 @@ import torch
 import tyro
 from torch import Tensor
 
+from lab7.batches import Batches
 from lab7.dataset import DATA_DIR, ICLEVRDataset, to_float
+from lab7.devices import choose_device
 from lab7.experiments import TrainConfig
 from lab7.records import describe_machine
-from lab7.training import Batches
 from workshop.benchmarks.png_files import PNGFolder, write_pngs
 
 WORKERS = (0, 2)
@@ -30,13 +32,18 @@ import re, sys, torch
 peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
 data, batch_size, before = sys.argv[1] or None, int(sys.argv[2]), peak()
 from workshop.benchmarks.loading import ICLEVRDataset, our_epoch, read
-read(our_epoch(ICLEVRDataset(data), batch_size))
+cpu = torch.device("cpu")
+read(our_epoch(ICLEVRDataset(data), batch_size, cpu), cpu)
 print(peak() - before)
 """
 
 
 def main(
-    pictures: int = 3200, batch_size: int = 64, rounds: int = 3, data: str | None = None
+    pictures: int = 3200,
+    batch_size: int = 64,
+    rounds: int = 3,
+    data: str | None = None,
+    device: str | None = None,
 ) -> None:
     """Time both and print pictures a second, peak memory and the ratio.
 
@@ -45,18 +52,19 @@ def main(
         batch_size: Pictures a batch.
         rounds: How often each is timed, in turn; the fastest counts.
         data: Data folder; by default $LAB7_DATA, else the embedded set.
+        device: cuda, mps or cpu; by default the best there is.
     """
-    dataset = ICLEVRDataset(data)
+    dataset, device = ICLEVRDataset(data), choose_device(device)
     with tempfile.TemporaryDirectory() as folder:
         files = write_pngs(dataset, Path(folder), min(pictures, len(dataset)))
         slow = PNGFolder(files, dataset.conditions)
         speeds = {"lab7": [], **{f"PNGs, {n} workers": [] for n in WORKERS}}
         for _ in range(rounds):
-            speeds["lab7"].append(read(our_epoch(dataset, batch_size)))
+            speeds["lab7"].append(read(our_epoch(dataset, batch_size, device), device))
             for n in WORKERS:
                 loader = torch.utils.data.DataLoader(slow, batch_size, shuffle=True, num_workers=n)
-                speeds[f"PNGs, {n} workers"].append(read(loader))
-    print(f"{describe_machine()}; batches of {batch_size}, the fastest of {rounds}")
+                speeds[f"PNGs, {n} workers"].append(read(loader, device))
+    print(f"{describe_machine()}, on {device}; batches of {batch_size}, the fastest of {rounds}")
     best = {name: max(found) for name, found in speeds.items()}
     for name, speed in best.items():
         print(f"{name:16s} {speed:11,.0f} pictures/s")
@@ -65,19 +73,23 @@ def main(
     print(f"{'ratio':16s} {best.pop('lab7') / max(best.values()):11.0f}")
 
 
-def our_epoch(dataset: ICLEVRDataset, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
-    """Yield an epoch of batches as the training makes them."""
+def our_epoch(
+    dataset: ICLEVRDataset, batch_size: int, device: torch.device
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Yield an epoch of batches as the training makes them, on the device."""
     config = dataclasses.replace(TrainConfig(), batch_size=batch_size)
-    batches = Batches(config, dataset, torch.device("cpu"))
+    batches = Batches(config, dataset, device)
     for step in range(len(dataset) // batch_size):
         rows = batches.rows(step)
-        yield to_float(dataset.images[rows]), dataset.conditions[rows]
+        yield to_float(batches.images[rows]), batches.conditions[rows]
 
 
-def read(batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Go through all batches and return pictures a second."""
+def read(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> float:
+    """Go through all batches, move them to the device and return pictures a second."""
     start = time.perf_counter()
-    count = sum(len(images) for images, _ in batches)
+    count = sum(len(images.to(device)) for images, _ in batches)
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
     return count / (time.perf_counter() - start)
 
 

@@ -90,9 +90,9 @@ def _resample(x: Tensor, config: Augmentation, generator: torch.Generator) -> Te
     soften = blur / blur.sum(2, keepdim=True) @ torch.where(chosen, small, identity.to(device))
     axes = []
     for mirrored_share in (0, config.mirrored_share):
-        middle = (size - 1) / 2 + _uniform((count, 1), config.shift, generator)
+        center = (size - 1) / 2 + _uniform((count, 1), config.shift, generator)
         zoom = 1 + _uniform((count, 1), config.zoom, generator)
-        source = (middle + (at - (size - 1) / 2) / zoom).clamp(0, size - 1)
+        source = (center + (at - (size - 1) / 2) / zoom).clamp(0, size - 1)
         mirrored = torch.rand(count, 1, generator=generator, device=device) < mirrored_share
         source = torch.where(mirrored, size - 1 - source, source)
         linear = (1 - (source[:, :, None] - at).abs()).clamp(min=0)

@@ -1,8 +1,8 @@
 """How far the two judges can be trusted, measured on renders that neither of them saw.
 
-The evaluator's outputs are compared with how often they are right; objects are counted that a judge
-misses or takes for others, and where; pictures are blurred, lit and made noisy. Pictures that fool
-the course's score are in `workshop.judges.fooling`.
+How often a probability of the evaluator is right (calibration), which objects a judge misses and
+where, what they are taken for, and what blur, brightness and noise do. Pictures that fool the
+course's score are in `workshop.judges.fooling`.
 """
 
 from collections.abc import Sequence
@@ -12,32 +12,31 @@ from typing import Any
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.nn import functional as F
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from lab7.auditor import Auditor, Sighting, compute_audit
+from lab7.auditor import Auditor, Sighting
 from lab7.dataset import ICLEVRDataset, to_float
-from lab7.errors import UserError
-from lab7.estimates import mean, share
-from lab7.evaluator import THRESHOLD, Evaluator, compute_scores
-from lab7.fidelity import Fidelity, RealPictures
+from lab7.errors import unknown
+from lab7.estimates import Estimate, mean, share
+from lab7.evaluator import THRESHOLD, Evaluator
 from lab7.files import require_writable
-from lab7.labels import LABELS, NUM_LABELS
+from lab7.labels import LABELS
 from lab7.records import RESULTS_DIR, write_record
-from workshop.judges.auditor_training import AuditorConfig, label_counts, read_scenes
-from workshop.judges.fooling import score_fooled
-from workshop.judges.judge_training import split
+from lab7.scoring import Fidelity, RealPictures
+from workshop.judges.auditor_training import AuditorTraining
+from workshop.judges.fooling import score_fooled, score_images
+from workshop.standin.scenes import label_counts, read_scenes
 
-UNSURE = (0.05, 0.95)  # outputs whose calibration counts: most of the others are trivially right
+UNCERTAIN = (0.05, 0.95)  # probabilities whose calibration counts: most others are simply right
 CHANGES = {
     "blur": (0.0, 0.5, 1.0, 1.5, 2.0),  # pixels, standard deviation of a Gaussian
     "brightness": (-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3),  # of the full range, added
     "noise": (0.0, 0.025, 0.05, 0.1, 0.15),  # of the full range, standard deviation
 }
 NEIGHBORS = (10, 12, 16, 24)  # pixels to the nearest other object, edges of the groups
-_BINS = 9
-_REACH = 5.0  # pixels, that a found middle may be from the true one
-_CHANGED = 600  # pictures for each change
+_BINS = 9  # of the calibration
+_REACH = 5.0  # pixels that a detected center may be from the true one
+_CHANGED = 600  # pictures for each change, at most
 
 
 def examine_renders(
@@ -62,7 +61,7 @@ def examine_renders(
     """
     require_writable(Path(results_root) / run_name)
     scenes = read_scenes(renders)
-    held_out = split(*scenes, AuditorConfig())[-1]
+    held_out = AuditorTraining().split(*scenes)[-1]
     found = examine(evaluator, auditor, *held_out, dataset)
     found["calibration"] = calibrate(evaluator, *scenes)
     write_record(run_name, {}, found, results_root, weights=evaluator.path)
@@ -82,17 +81,16 @@ def examine(
         evaluator: The course's or this project's.
         auditor: The other judge.
         images: (N, 3, 64, 64) uint8, seen by neither.
-        objects: (N, 5, 3), what they show, see `workshop.judges.auditor_training.read_scenes`.
+        objects: (N, 5, 3), what they show, see `workshop.standin.scenes.read_scenes`.
         dataset: The generator's training pictures.
 
     Returns:
-        "fooled", see `score_fooled`, from all pictures; from those without a label that stands
-        twice, of which the evaluator has never seen any, "recall" by label, count, distance and
-        height, see `object_recall`, "confusion", see `confusions`, and "changes", see
-        `score_changes`; "fidelity", see `fidelity_controls`.
+        From all pictures "fooled", see `score_fooled`. From those with each label at most once (the
+        evaluator was trained on no others): "recall", see `object_recall`; "confusion", see
+        `confusions`; "changes", see `score_changes`; "fidelity", see `fidelity_controls`.
     """
     fooled = score_fooled(evaluator, auditor, images, objects)
-    images, objects = without_doubles(images, objects)
+    images, objects = without_repeats(images, objects)
     counts = label_counts(objects)
     probabilities = evaluator.predict(images)
     named = match(auditor.find(images), objects)
@@ -100,41 +98,42 @@ def examine(
     return {
         "num_pictures": len(images),
         "recall": object_recall(probabilities, named, objects),
-        "confusion": confusions(probabilities, counts, named, objects),
+        "confusion": {"evaluator": {"taken": confusions(probabilities, counts)}},
         "changes": score_changes(evaluator, auditor, images[few], counts[few]),
         "fooled": fooled,
         "fidelity": fidelity_controls(RealPictures(auditor, dataset), dataset, images, counts),
     }
 
 
-def without_doubles(images: Tensor, objects: Tensor) -> tuple[Tensor, Tensor]:
+def without_repeats(images: Tensor, objects: Tensor) -> tuple[Tensor, Tensor]:
     """Leave out pictures (N, 3, 64, 64) whose objects (N, 5, 3) have a label more than once."""
     single = (label_counts(objects) <= 1).all(1)
     return images[single], objects[single]
 
 
 def calibrate(evaluator: Evaluator, images: Tensor, objects: Tensor) -> dict[str, Any]:
-    """Return the `calibration` on pictures (N, 3, 64, 64), those with a label twice left out."""
-    images, objects = without_doubles(images, objects)
+    """Return the `calibration` on the pictures (N, 3, 64, 64) with each label at most once."""
+    images, objects = without_repeats(images, objects)
     labels = label_counts(objects).float()
     return {"num_pictures": len(images)} | calibration(evaluator.predict(images), labels)
 
 
 def calibration(probabilities: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Compare unsure outputs with how often the label is there (Guo et al., 2017, eq. 2 and 3).
+    """Compare uncertain probabilities with how often the label is there (Guo et al. 2017, eq. 3).
 
     Args:
         probabilities: (B, 24).
         labels: (B, 24) multi-hot.
 
     Returns:
-        "error": the expected calibration error over the outputs within `UNSURE`, None without any;
-        "num_outputs": how many these are; "bins": for each of nine, its "mean" output and the
-        "there" share of the labels that are there.
+        "error": the expected calibration error over the probabilities within `UNCERTAIN`, None
+        without any; "num_outputs": how many these are; "bins": for each of nine, its "mean"
+        probability and the "there" share of the labels that are there.
     """
-    rows, columns = ((probabilities >= UNSURE[0]) & (probabilities <= UNSURE[1])).nonzero().T
+    low, high = UNCERTAIN
+    rows, columns = ((probabilities >= low) & (probabilities <= high)).nonzero().T
     outputs, there = probabilities[rows, columns].double(), labels[rows, columns].double()
-    edges = torch.linspace(*UNSURE, _BINS + 1, dtype=torch.float64)[1:-1]
+    edges = torch.linspace(low, high, _BINS + 1, dtype=torch.float64)[1:-1]
     bin_of = torch.bucketize(outputs, edges)
     bins, gap = [], 0.0
     for number in bin_of.unique().tolist():
@@ -149,8 +148,8 @@ def calibration(probabilities: Tensor, labels: Tensor) -> dict[str, Any]:
 def match(sightings: Sequence[Sequence[Sighting]], objects: Tensor) -> Tensor:
     """Return which label the auditor gives to each object: (N, 5) indices, -1 for none.
 
-    Sightings and objects (N, 5, 3) are paired so that their distances are smallest in sum; pairs
-    more than five pixels apart do not count.
+    Detections and objects (N, 5, 3) are matched so that the sum of their distances is minimal;
+    pairs more than five pixels apart do not count.
     """
     named = torch.full(objects.shape[:2], -1)
     for row, found, there in zip(named, sightings, objects, strict=True):
@@ -169,12 +168,12 @@ def object_recall(probabilities: Tensor, named: Tensor, objects: Tensor) -> dict
     Args:
         probabilities: (N, 24), the evaluator's.
         named: (N, 5), the auditor's, see `match`.
-        objects: (N, 5, 3), in a picture no label twice.
+        objects: (N, 5, 3), in a picture each label at most once.
 
     Returns:
-        By "label", by "count" of objects in the picture, by pixels to the nearest "neighbor"
-        ("none" for an only object), and by "height", five equal parts of the objects from far and
-        small to near and large, named by their mean pixel from the top: estimates by judge.
+        By "count" of objects in the picture, by pixels to the nearest "neighbor" ("none" for an
+        only object), and by "height", five equal parts of the objects from far and small to near
+        and large, named by their mean pixel from the top: estimates by judge.
     """
     kind = objects[:, :, 0].long()
     there = kind >= 0
@@ -195,7 +194,6 @@ def object_recall(probabilities: Tensor, named: Tensor, objects: Tensor) -> dict
     names = [f"<{NEIGHBORS[0]}", *names, f">{NEIGHBORS[-1]}"]
     fifth = torch.bucketize(height, height.quantile(torch.tensor([0.2, 0.4, 0.6, 0.8])))
     return {
-        "label": {LABELS[i]: part(label == i) for i in label.unique().tolist()},
         "count": {str(n): part(count == n) for n in count.unique().tolist()},
         "neighbor": {names[i]: part((group == i) & gap.isfinite()) for i in group.unique().tolist()}
         | {"none": part(gap.isinf())},
@@ -203,47 +201,32 @@ def object_recall(probabilities: Tensor, named: Tensor, objects: Tensor) -> dict
     }
 
 
-def confusions(
-    probabilities: Tensor, labels: Tensor, named: Tensor, objects: Tensor
-) -> dict[str, Any]:
-    """Count which labels are taken for which.
+def confusions(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Count which labels the evaluator takes for which.
+
+    It names no places, so it takes a label for another where it misses the one and sees the other
+    without reason.
 
     Args:
-        probabilities: (N, 24), the evaluator's.
+        probabilities: (N, 24).
         labels: (N, 24) multi-hot.
-        named: (N, 5), the auditor's, see `match`.
-        objects: (N, 5, 3).
 
     Returns:
-        By judge "taken": (24, 24) counts, a row for each true label and a column for what it is
-        taken for, and "missed": (24,), those for which nothing else is seen. The evaluator, which
-        names no places, takes a label for another where it misses the one and invents the other.
+        (24, 24) counts, a row for each true label and a column for what it is taken for.
     """
     missed = (labels > THRESHOLD) & (probabilities < THRESHOLD)
     invented = (labels <= THRESHOLD) & (probabilities >= THRESHOLD)
-    nothing = missed & ~invented.any(1, keepdim=True)
-    kind = objects[:, :, 0].long()
-    seen = (kind >= 0) & (named >= 0)
-    pairs = torch.zeros(NUM_LABELS, NUM_LABELS, dtype=torch.int64)
-    pairs.index_put_((kind[seen], named[seen]), torch.tensor(1), accumulate=True)
-    unseen = F.one_hot(kind[(kind >= 0) & (named < 0)], NUM_LABELS).sum(0)
-    return {
-        "evaluator": {
-            "taken": (missed.double().T @ invented.double()).long(),
-            "missed": nothing.sum(0),
-        },
-        "auditor": {"taken": pairs.fill_diagonal_(0), "missed": unseen},
-    }
+    return (missed.double().T @ invented.double()).long()
 
 
 def change(images: Tensor, kind: str, amount: float) -> Tensor:
-    """Blur, light or add noise to pictures (B, 3, 64, 64) in [-1, 1]; see `CHANGES` for amounts.
+    """Blur, brighten or add noise to pictures (B, 3, 64, 64) in [-1, 1]; see `CHANGES`.
 
     Raises:
         UserError: An unknown kind of change.
     """
     if kind not in CHANGES:
-        raise UserError(f"unknown change {kind!r}: there are {', '.join(CHANGES)}")
+        raise unknown("change", kind, CHANGES)
     if amount == 0:
         return images
     if kind == "blur":
@@ -257,16 +240,13 @@ def change(images: Tensor, kind: str, amount: float) -> Tensor:
 def score_changes(
     evaluator: Evaluator, auditor: Auditor, images: Tensor, counts: Tensor
 ) -> dict[str, list[dict]]:
-    """Score both judges on changed pictures, by kind of change a row for each amount."""
-    labels, x = (counts > 0).float(), to_float(images)
+    """Score both judges on changed pictures: for each kind of change a row for each amount."""
+    x, scores = to_float(images), ("exact_set", "exact_scene")
 
-    def row(kind: str, amount: float) -> dict:
+    def row(kind: str, amount: float) -> dict[str, Any]:
         changed = change(x, kind, amount)
-        return {
-            "amount": amount,
-            "exact_set": compute_scores(evaluator.predict(changed), labels).exact_set,
-            "exact_scene": compute_audit(auditor.count(changed), counts).exact_scene,
-        }
+        found = score_images(evaluator, auditor, changed, counts, scores)
+        return {"amount": amount} | found
 
     return {kind: [row(kind, amount) for amount in CHANGES[kind]] for kind in CHANGES}
 
@@ -274,7 +254,7 @@ def score_changes(
 def fidelity_controls(
     real: RealPictures, dataset: ICLEVRDataset, images: Tensor, counts: Tensor
 ) -> dict[str, Fidelity]:
-    """Measure the distances of sets for which it is known what they should be.
+    """Measure the distances of sets for which it is known what the result should be.
 
     Args:
         real: The training pictures, as the auditor sees them.
@@ -283,9 +263,9 @@ def fidelity_controls(
         counts: (N, 24), how often they show each label.
 
     Returns:
-        For "real" pictures that are not of the training, the same "blurred" by one pixel, "few" of
-        them over and over, for "copied" training pictures, and for the same "retouched": blurred
-        by half a pixel and brighter by a hundredth.
+        For "real" pictures that are not of the training, the same "blurred" by one pixel, a "few"
+        of them repeated, for "copied" training pictures, and for the same "retouched": blurred by
+        half a pixel and brighter by a hundredth.
     """
     rows = (counts.sum(1) <= int(real.sizes.max())).nonzero()[:, 0]
     fresh, labels = images[rows], counts[rows].float()
@@ -308,12 +288,12 @@ def fidelity_controls(
     return found
 
 
-def _share(hits: Tensor, pictures: Tensor):
+def _share(hits: Tensor, pictures: Tensor) -> Estimate:
     return share(hits, torch.ones(len(hits)), pictures)
 
 
 def _neighbor_distances(objects: Tensor) -> Tensor:
-    """Return how many pixels each object's middle is from the nearest other, (N, 5)."""
+    """Return how many pixels each object's center is from the nearest other, (N, 5)."""
     there = objects[:, :, 0] >= 0
     distances = torch.cdist(objects[:, :, 1:], objects[:, :, 1:])
     pair = there[:, :, None] & there[:, None, :] & ~torch.eye(objects.shape[1], dtype=torch.bool)

@@ -1,33 +1,42 @@
-"""What the trainings of the two judges, evaluator and auditor, have in common."""
+"""What the trainings of the two judges have in common: settings, split, loop and record."""
 
 import copy
-import dataclasses
+import json
 import math
 import time
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from lab7.checkpoints import load_latest, save_state
-from lab7.dataset import IMAGE_SIZE, to_float
-from lab7.devices import bfloat16_is_faster
+from lab7.auditor import Auditor
+from lab7.dataset import to_float
+from lab7.devices import bfloat16_is_faster, choose_device
 from lab7.errors import UserError
+from lab7.evaluator import Evaluator
+from lab7.files import require_writable, write_atomically
+from lab7.records import RESULTS_DIR, write_record
+from lab7.sampling import to_grid
 from workshop.judges.augmentation import Augmentation
 
-Change = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
-Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
-Judge = Callable[[nn.Module], dict[str, float]]
-_PARTS = ("network", "average", "optimizer", "schedule")  # of a state, each with a state_dict
+Judge = Evaluator | Auditor
 
 
 @dataclass(frozen=True)
-class JudgeConfig(Augmentation):
-    """Settings of a training, and of the changes that its pictures go through."""
+class JudgeTraining(Augmentation, ABC):
+    """Settings of a judge's training; the evaluator's and the auditor's add what is their own.
+
+    Throughout, pictures are (N, 3, 64, 64), and targets (N, …) say what they show.
+    """
+
+    name: ClassVar[str]  # of the judge and of its record
+    judge: ClassVar[type[Judge]]
+    weights: ClassVar[Path]  # those that come with the project
 
     validation_pictures: int = 900  # rows kept for choosing the epoch, those before the test's
     test_pictures: int = 3000  # rows kept for the final scores, the last ones
@@ -44,190 +53,182 @@ class JudgeConfig(Augmentation):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{name} {getattr(self, name)} must be above 0")
 
-
-class Trainer:
-    """Trains a network on pictures and keeps the averaged weights of its best epoch.
-
-    Args:
-        network: With its first weights; moved to the device.
-        images: (N, 3, 64, 64) uint8.
-        targets: (N, …), what the pictures show.
-        config: The settings.
-        change: Changes a batch of both at random, and makes the pictures float.
-        loss: Gets the network and a changed batch.
-        judge: Scores the averaged network after each epoch, the scores that decide first.
-        device: Where to train.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        targets: Tensor,
-        config: JudgeConfig,
-        change: Change,
-        loss: Loss,
-        judge: Judge,
-        device: torch.device,
-    ):
-        self.network = network.to(device, memory_format=torch.channels_last)
-        self.images, self.targets = images.to(device), targets.to(device)
-        self.config, self.device = config, device
-        self.change, self.loss, self.judge = change, loss, judge
-        self.settings = dataclasses.asdict(config) | {"training pictures": len(images)}
-        self.steps_per_epoch = len(images) // config.batch_size
-        self.generator = torch.Generator(device).manual_seed(config.seed)
-        self.bf16 = bfloat16_is_faster(device, self._probe)
-        self.optimizer = torch.optim.AdamW(
-            network.parameters(),
-            config.learning_rate,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer,
-            config.learning_rate,
-            total_steps=config.epochs * self.steps_per_epoch + 1,
-            pct_start=config.warmup_share,
-            cycle_momentum=False,
-        )
-        average = get_ema_multi_avg_fn(config.ema_decay)
-        self.average = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
-        self.log: list[dict] = []  # a row for each epoch
-        self._best: dict[str, Tensor] = {}  # averaged weights of the best epoch so far
-
-    @property
-    def epochs_done(self) -> int:
-        return len(self.log)
-
-    @property
-    def best(self) -> dict:
-        """The row of the best epoch."""
-        return max(self.log, key=self._rank)
-
-    def train(self, states: str | Path | None, description: str) -> nn.Module:
-        """Train to the end and return the network with the averaged weights of its best epoch.
-
-        Args:
-            states: Folder that keeps a state after each epoch, from which an interrupted training
-                goes on; None keeps none.
-            description: Of the progress bar.
+    def split(self, images: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Split the rows into those to train on, to validate on and to test on.
 
         Raises:
-            UserError: `states` is of a training with other settings.
+            UserError: Too few pictures.
         """
-        if states is not None:
-            self._restore(load_latest(states, self.device))
-        steps = self.steps_per_epoch
-        with tqdm(desc=description, total=self.config.epochs * steps, unit="step") as bar:
-            bar.update(self.epochs_done * steps)
-            while self.epochs_done < self.config.epochs:
-                self.run_epoch(bar)
-                if states is not None:
-                    save_state(states, self.epochs_done, self._state(), keep=1)
-        return self._with_weights(self._best)
+        held_out = self.validation_pictures + self.test_pictures
+        if len(images) < held_out + self.batch_size:
+            raise UserError(
+                f"{len(images)} pictures are too few: {held_out} are held out and a batch has "
+                f"{self.batch_size}"
+            )
+        sizes = [len(images) - held_out, self.validation_pictures, self.test_pictures]
+        return list(zip(images.split(sizes), targets.split(sizes), strict=True))
 
-    def run_epoch(self, bar: tqdm) -> None:
-        """Train on all pictures once, in a new order, then have the average judged."""
-        start = time.perf_counter()
-        row = {"epoch": self.epochs_done + 1} | self._train_once(bar)
-        average = self._with_weights(self.average.module.state_dict())
-        self._scores = tuple(scores := self.judge(average))
-        row |= scores
-        before = self.log[-1]["seconds"] if self.log else 0.0
-        row["seconds"] = before + time.perf_counter() - start
-        if all(self._rank(row) > self._rank(other) for other in self.log):
-            self._best = average.state_dict()
-        self.log.append(row)
+    @abstractmethod
+    def read(self, renders: str | Path) -> tuple[Tensor, Tensor]:
+        """Read uint8 pictures and their targets, in the order of the scenes."""
 
-    def _rank(self, row: dict) -> tuple[float, ...]:
-        return tuple(row[name] for name in self._scores)
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """Make the network, untrained."""
 
-    def _train_once(self, bar: tqdm) -> dict:
-        """Go through all pictures once; return what is logged of it."""
-        self.network.train()
-        order = torch.randperm(len(self.images), generator=self.generator, device=self.device)
-        size, total, start = self.config.batch_size, 0.0, time.perf_counter()
-        for rows in order[: self.steps_per_epoch * size].split(size):
-            loss = self._step(self.images[rows], self.targets[rows])
-            total += loss
-            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-            bar.update()
-        return {
-            "loss": total / self.steps_per_epoch,
-            "learning_rate": self.schedule.get_last_lr()[0],
-            "pictures_per_second": self.steps_per_epoch * size / (time.perf_counter() - start),
-        }
+    @abstractmethod
+    def change(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple:
+        """Change a batch of uint8 pictures at random, and make them float in [-1, 1]."""
 
-    def _step(self, images: Tensor, targets: Tensor) -> float:
-        x, targets = self.change(images, targets, self.generator)
-        x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            loss = self.loss(self.network, x, targets)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        self.schedule.step()
-        self.average.update_parameters(self.network)
-        return loss.item()
+    @abstractmethod
+    def loss(self, network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        """Compute the loss of a changed batch."""
 
-    def _probe(self) -> None:
-        """Do a step with copies: one of the network itself would move its statistics."""
-        network = copy.deepcopy(self.network)
-        x = to_float(self.images[:32]).contiguous(memory_format=torch.channels_last)
-        self.loss(network, x, self.targets[:32]).backward()
+    @abstractmethod
+    def score(self, judge: Judge, images: Tensor, targets: Tensor) -> dict[str, float]:
+        """Score the averaged weights after an epoch on validation; the first score decides."""
 
-    def _with_weights(self, weights: dict[str, Tensor]) -> nn.Module:
-        network = copy.deepcopy(self.network)
-        network.load_state_dict(weights)
-        return network.eval()
+    def adjust(self, judge: Judge, images: Tensor, targets: Tensor) -> None:
+        """Set what is chosen on validation after training: here nothing."""
 
-    def _state(self) -> dict:
-        """Return what `_restore` needs to go on from here."""
-        parts = {name: getattr(self, name).state_dict() for name in _PARTS}
-        return parts | {
-            "settings": self.settings,
-            "generator": self.generator.get_state(),
-            "log": self.log,
-            "scores": self._scores,
-            "best": self._best,
-        }
-
-    def _restore(self, state: dict | None) -> None:
-        """Go back to a state; None leaves the training at its start."""
-        if state is None:
-            return
-        for name, value in self.settings.items():
-            if state["settings"][name] != value:
-                raise UserError(
-                    f"an unfinished training with {name} = {state['settings'][name]}, not {value}, "
-                    "is to go on: use its settings, or remove its states"
-                )
-        for name in _PARTS:
-            getattr(self, name).load_state_dict(state[name])
-        self.generator.set_state(state["generator"].cpu())
-        self.log, self._scores, self._best = state["log"], state["scores"], state["best"]
+    @abstractmethod
+    def examine(self, judge: Judge, images: Tensor, targets: Tensor) -> tuple[dict, Tensor]:
+        """Return metrics of pictures that the judge never saw, and those of its worst mistakes."""
 
 
-def split(images: Tensor, targets: Tensor, config: JudgeConfig) -> list[tuple[Tensor, Tensor]]:
-    """Cut the rows into those to train on, to validate on, and to test on.
+def train_judge(
+    training: JudgeTraining,
+    images: Tensor,
+    targets: Tensor,
+    output: str | Path,
+    results_root: str | Path = RESULTS_DIR,
+    device: str | torch.device | None = None,
+) -> Judge:
+    """Train a judge, keep its best epoch, and record how it does; nothing is written before.
+
+    Args:
+        training: The settings.
+        images: (N, 3, 64, 64) uint8. Rows in the order of the scenes, so that no scene is on both
+            sides of a split: the last rows are the test's, those before are for validation.
+        targets: (N, …), what they show, see `JudgeTraining.read`.
+        output: safetensors file for the weights of the epoch that was best on validation.
+        results_root: Folder of the records.
+        device: Where to train; None takes the best there is.
+
+    Returns:
+        The judge as loaded from `output`, whose scores are the record's.
 
     Raises:
-        UserError: Arrays that do not fit each other, or too few pictures.
+        UserError: Too few pictures to train on, another ending, or a place that is not writable.
     """
-    kept = config.validation_pictures + config.test_pictures
-    wanted = (3, IMAGE_SIZE, IMAGE_SIZE)
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != wanted:
-        raise UserError(
-            f"pictures must be (N, 3, {IMAGE_SIZE}, {IMAGE_SIZE}) uint8, "
-            f"not {tuple(images.shape)} {images.dtype}"
-        )
-    if len(targets) != len(images):
-        raise UserError(f"there are {len(targets)} targets for {len(images)} pictures")
-    if len(images) < kept + config.batch_size:
-        raise UserError(
-            f"{len(images)} pictures are too few: {kept} are held out and a batch has "
-            f"{config.batch_size}"
-        )
-    sizes = [len(images) - kept, config.validation_pictures, config.test_pictures]
-    return list(zip(images.split(sizes), targets.split(sizes), strict=True))
+    train, validation, test = training.split(images, targets)
+    if Path(output).suffix != ".safetensors":
+        raise UserError(f"weights are written as safetensors: {output} must end in .safetensors")
+    for folder in (Path(output).parent, Path(results_root) / training.name):
+        require_writable(folder)
+    device = choose_device(device)
+    network, log, metrics = _train_network(training, train, validation, device)
+    judge = training.judge(network, device)
+    training.adjust(judge, *validation)
+    judge.save(output)
+    judge = training.judge.load(output, device)
+    found, mistakes = training.examine(judge, *test)
+    folder = write_record(
+        training.name,
+        training,
+        metrics | found,
+        results_root,
+        seeds=[training.seed],
+        weights=output,
+    )
+    write_atomically(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in log))
+    if len(mistakes):
+        sheet = to_grid(to_float(mistakes))
+        write_atomically(folder / "mistakes.png", lambda file: sheet.save(file, "PNG"))
+    return judge
+
+
+def train_on_renders(
+    kind: type[JudgeTraining],
+    renders: str | Path,
+    output: str | Path | None = None,
+    epochs: int | None = None,
+    device: str | torch.device | None = None,
+) -> Judge:
+    """Train a judge on what `python -m lab7 render` wrote for it.
+
+    Args:
+        kind: `EvaluatorTraining` or `AuditorTraining`.
+        renders: Folder of the renders.
+        output: safetensors file; None replaces the weights that come with the project.
+        epochs: Passes over the pictures; None takes the default.
+        device: Where to train; None takes the best there is.
+    """
+    training = kind() if epochs is None else kind(epochs=epochs)
+    images, targets = training.read(renders)
+    return train_judge(training, images, targets, output or training.weights, device=device)
+
+
+def _train_network(
+    training: JudgeTraining,
+    train: tuple[Tensor, Tensor],
+    validation: tuple[Tensor, Tensor],
+    device: torch.device,
+) -> tuple[nn.Module, list[dict[str, Any]], dict[str, Any]]:
+    """Train a network: the whole of training in one loop.
+
+    Returns:
+        The network with the averaged weights of its best epoch; the log, a row for each epoch; and
+        for the record "validation", the scores of that epoch, and "training", what it took.
+    """
+    torch.manual_seed(training.seed)
+    network = training.build().to(device, memory_format=torch.channels_last)
+    images, targets = (part.to(device) for part in train)
+    generator = torch.Generator(device).manual_seed(training.seed)
+    size, steps = training.batch_size, len(images) // training.batch_size
+    optimizer, schedule, average = _build_optimizer(training, network, training.epochs * steps)
+    bf16 = _bfloat16_is_faster(training, network, images[:32], targets[:32])
+    best, best_scores, log, started = None, {}, [], time.perf_counter()
+    for epoch in range(1, training.epochs + 1):
+        network.train()
+        order, total = torch.randperm(len(images), generator=generator, device=device), 0.0
+        batches = order[: steps * size].split(size)
+        for rows in tqdm(batches, f"epoch {epoch} of {training.epochs}", leave=False):
+            x, wanted = training.change(images[rows], targets[rows], generator)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                loss = training.loss(network, x, wanted)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            average.update_parameters(network)
+            total += loss.item()
+        averaged = copy.deepcopy(average.module)
+        scores = training.score(training.judge(averaged, device), *validation)
+        seconds = time.perf_counter() - started
+        log.append({"epoch": epoch, "loss": total / steps, **scores, "seconds": seconds})
+        if best is None or tuple(scores.values()) > tuple(best_scores.values()):
+            best, best_scores = averaged, scores
+    took = {"num_pictures": len(images), "steps": training.epochs * steps, "seconds": seconds}
+    took |= {"bf16": bf16, "parameters": sum(weight.numel() for weight in network.parameters())}
+    chosen = best_scores | {"num_pictures": len(validation[0])}
+    return best, log, {"validation": chosen, "training": took}
+
+
+def _build_optimizer(training: JudgeTraining, network: nn.Module, steps: int) -> tuple:
+    """Make AdamW, the one-cycle schedule of its learning rate, and the average of the weights."""
+    rate, parameters = training.learning_rate, network.parameters()
+    optimizer = torch.optim.AdamW(parameters, rate, weight_decay=training.weight_decay, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rate, steps + 1, pct_start=training.warmup_share, cycle_momentum=False
+    )
+    decay = get_ema_multi_avg_fn(training.ema_decay)
+    return optimizer, schedule, AveragedModel(network, multi_avg_fn=decay, use_buffers=True)
+
+
+def _bfloat16_is_faster(
+    training: JudgeTraining, network: nn.Module, images: Tensor, targets: Tensor
+) -> bool:
+    """Try both ways on a copy: a step of the network itself would move its statistics."""
+    network, x = copy.deepcopy(network), to_float(images)
+    return bfloat16_is_faster(x.device, lambda: training.loss(network, x, targets).backward())

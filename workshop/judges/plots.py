@@ -1,6 +1,7 @@
 """Figures of how far evaluator and auditor can be trusted.
 
-They are in the style of `lab7.plots`; blue is the evaluator, orange the auditor.
+They are in the style of `lab7.plots`; the evaluator is drawn first and so in blue, the auditor in
+orange.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,22 +12,19 @@ from matplotlib.ticker import MaxNLocator
 
 from lab7.labels import COLORS, LABELS
 from lab7.plots import (
-    BLUE,
     FAINT,
-    GREEN,
     INK,
-    ORANGE,
     Chart,
-    bounds,
+    draw_estimates,
     field,
-    interval_dots,
     label_matrix,
     make_panels,
     styled,
     words,
 )
 
-_JUDGES = (("evaluator", BLUE, "o", -0.1), ("auditor", ORANGE, "s", 0.1))
+_JUDGES = ("evaluator", "auditor")
+_ASIDE = 0.1  # by which one dot is moved, so that two are seen
 _PARTS = {  # of a recall, see `workshop.judges.examination.object_recall`
     "count": "objects in the picture",
     "neighbor": "pixels to the nearest other",
@@ -48,17 +46,13 @@ def scores_by_count(by_count: Mapping[Any, Mapping[str, Any]]) -> Chart:
     """
     chart, (axes,) = make_panels(2.2)
     places = np.arange(len(by_count))
-    for score, color, marker, shift in (
-        ("top_k", BLUE, "o", -0.08), ("exact_set", ORANGE, "s", 0.08)
-    ):  # fmt: skip
+    for score, aside in (("top_k", -_ASIDE), ("exact_set", _ASIDE)):
         estimates = [field(row, score) for row in by_count.values()]
-        interval_dots(
-            axes, estimates, places + shift, words(score), color, marker, horizontal=False
-        )
+        draw_estimates(axes, places + aside, estimates, words(score))
     axes.set_xticks(places, list(by_count))
     axes.set(xlabel="objects in the picture", ylabel="score", ylim=(None, 1.005))
     axes.margins(x=0.15)
-    chart.legend(loc="outside lower right", ncols=2)
+    chart.legend_below()
     return chart
 
 
@@ -74,12 +68,12 @@ def reliability(calibration: Mapping[str, Any]) -> Chart:
     chart, (left, right) = make_panels(2.5, 2, width_ratios=(3, 2))
     bins = calibration["bins"]
     mean, there = [row["mean"] for row in bins], [row["there"] for row in bins]
-    left.plot([0, 1], [0, 1], ":", color=INK, linewidth=1, label="calibrated")
-    interval_dots(left, there, mean, "evaluator", horizontal=False)
+    left.plot([0, 1], [0, 1], ":", color=INK, marker="", linewidth=1, label="calibrated")
+    draw_estimates(left, mean, there, "evaluator")
     left.set(xlabel="output", ylabel="share that is there", xlim=(0, 1), ylim=(0, 1))
     left.set_title(f"Calibration error {calibration['error']:.3f}")
     left.legend(loc="upper left")
-    right.bar(mean, [field(row, "total") for row in there], width=0.08, color=BLUE)
+    right.bar(mean, [field(row, "total") for row in there], width=0.08)
     right.set(title="How many outputs", xlabel="output", xlim=(0, 1))
     right.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     return chart
@@ -97,14 +91,15 @@ def recall_by(recall: Mapping[str, Mapping[str, Any]], parts: Sequence[str] = (*
     chart, panels = make_panels(2.4, len(parts), sharey=True)
     for axes, part in zip(panels, parts, strict=True):
         places = np.arange(len(recall[part]))
-        for judge, color, marker, shift in _JUDGES:
-            found = [row[judge] for row in recall[part].values()]
-            interval_dots(axes, found, places + shift, judge, color, marker, horizontal=False)
+        for judge, aside in zip(_JUDGES, (-_ASIDE, _ASIDE), strict=True):
+            draw_estimates(
+                axes, places + aside, [row[judge] for row in recall[part].values()], judge
+            )
         axes.set_xticks(places, list(recall[part]))
         axes.tick_params(axis="x", labelsize=6.5)
         axes.set_xlabel(_PARTS[part])
     panels[0].set(ylabel="objects seen", ylim=(None, 1.003))
-    chart.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right", ncols=2)
+    chart.legend_below()
     return chart
 
 
@@ -137,16 +132,12 @@ def changed_pictures(changes: Mapping[str, Sequence[Mapping[str, Any]]]) -> Char
     chart, panels = make_panels(2.4, len(changes), sharey=True)
     for axes, (kind, rows) in zip(panels, changes.items(), strict=True):
         amount = [row["amount"] for row in rows]
-        for (judge, color, marker, _), score in zip(
-            _JUDGES, ("exact_set", "exact_scene"), strict=True
-        ):
-            value, low, high = bounds([row[score] for row in rows])
-            axes.fill_between(amount, low, high, color=color, alpha=0.15, linewidth=0)
-            axes.plot(amount, value, f"-{marker}", color=color, label=judge)
+        for judge, score in zip(_JUDGES, ("exact_set", "exact_scene"), strict=True):
+            draw_estimates(axes, amount, [row[score] for row in rows], judge, "-")
         axes.set_xlabel(_CHANGES[kind])
         axes.xaxis.set_major_formatter("{x:g}")
     panels[0].set(ylabel="pictures judged right", ylim=(0, 1.02))
-    chart.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right", ncols=2)
+    chart.legend_below()
     return chart
 
 
@@ -160,20 +151,14 @@ def fooled_judges(fooled: Mapping[str, Mapping[str, Any]]) -> Chart:
     """
     chart, (axes,) = make_panels(0.9 + 0.36 * len(fooled))
     places = -np.arange(len(fooled), dtype=float)
-    for (score, label), color, marker, shift in zip(
-        {
-            "top_k": "top-k, the course's score",
-            "exact_set": "exact set, evaluator",
-            "exact_scene": "exact scene, auditor",
-        }.items(),
-        (GREEN, BLUE, ORANGE),
-        "Dos",
-        (0.2, 0, -0.2),
-        strict=True,
+    for score, label, aside in (
+        ("exact_set", "exact set, evaluator", 0),
+        ("exact_scene", "exact scene, auditor", -2 * _ASIDE),
+        ("top_k", "top-k, the course's score", 2 * _ASIDE),
     ):
         found = [row[score] for row in fooled.values()]
-        interval_dots(axes, found, places + shift, label, color, marker)
+        draw_estimates(axes, places + aside, found, label, horizontal=True)
     axes.set_yticks(places, list(fooled))
     axes.set(xlim=(-0.02, 1.02), xlabel="score")
-    chart.legend(loc="outside lower right", ncols=3)
+    chart.legend_below()
     return chart

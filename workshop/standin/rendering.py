@@ -2,9 +2,9 @@
 
 The scene follows CLEVR (Johnson et al. 2017, https://arxiv.org/abs/1612.06890) as its sequential
 variant i-CLEVR uses it (El-Nouby et al. 2019, https://arxiv.org/abs/1811.09845): matte cubes,
-spheres and cylinders of one size on a grey ground, a sun, ambient light and three area lamps; the
-first object stands at the origin. Camera and lamps are jittered from scene to scene. Intensities,
-sizes and the ground's sheen were fitted to pictures of the real set.
+spheres and cylinders of one size on a gray ground plane, a sun, ambient light and three area lamps;
+the first object is at the origin. Camera and lamps are jittered from scene to scene. Intensities,
+sizes and the roughness of the ground plane were fitted to pictures of the real set.
 
 Mitsuba is an optional dependency (requirements-dev.txt); nothing else needs it.
 """
@@ -38,7 +38,8 @@ CAMERA = (7.48, -6.51, 5.34)  # looks at the origin
 CAMERA_JITTER = 0.5  # uniform ± on each axis
 FIELD_OF_VIEW = 2 * math.degrees(math.atan(16 / 35))  # horizontal, degrees
 LAMP_JITTER = 1.0  # uniform ± on each axis
-LAMP_SPREAD = 0.15  # a lamp is four tiny squares this far from its centre: soft shadows, no body
+LAMP_SPREAD = 0.15  # a lamp is four tiny squares this far from its center: soft shadows, no body
+LAMP_SQUARE = 0.02  # half a side of such a square
 LAMPS = (  # position, point aimed at, radiant intensity (r, g, b): key, fill, back
     ((6.45, -2.91, 4.26), (0.25, 1.16, -0.08), (22.7, 20.9, 17.8)),
     ((-4.67, -4.01, 3.01), (1.98, -0.25, 0.89), (4.93, 5.43, 7.15)),
@@ -50,7 +51,7 @@ AMBIENT_RADIANCE = 0.05
 GROUND_REFLECTANCE, GROUND_ROUGHNESS, GROUND_SPECULAR = 0.78, 0.7, 0.177
 
 POSITION_RANGE = 3.0  # objects after the first: uniform in ± this, in both axes
-MIN_DISTANCE = 2.5  # between centres
+MIN_DISTANCE = 2.5  # between centers
 MIN_MARGIN = 0.3  # CLEVR: along the camera's left-right and front-behind axes
 FAR_THINNING = 5.0  # fewer objects far behind: kept with probability 1 + front / this
 
@@ -82,7 +83,7 @@ def sample_scene(labels: Sequence[str], rng: np.random.Generator) -> Scene:
     """Place the labels' objects at random so that each shows at least 200 pixels at 320×240.
 
     Args:
-        labels: One to five labels; the first object stands at the origin.
+        labels: One to five labels; the first object is at the origin.
         rng: Source of all randomness.
     """
     while True:
@@ -128,7 +129,7 @@ def visible_pixels(scene: Scene) -> np.ndarray:
 
 
 def project(scene: Scene) -> np.ndarray:
-    """Find where the middle of each object appears in the picture.
+    """Project the center of each object into the picture.
 
     Returns:
         (n, 2) float64: pixels from the left and from the top of the 64×64 picture, 0 … 64.
@@ -152,7 +153,7 @@ def render(scene: Scene, seed: int = 0, samples_per_pixel: int = SAMPLES_PER_PIX
     Args:
         scene: What to draw.
         seed: Of the renderer's sampling noise.
-        samples_per_pixel: A square number; 25 leave noise of about one grey level.
+        samples_per_pixel: A square number; 25 leave noise of about one gray level.
 
     Returns:
         uint8 sRGB picture (64, 64, 3), squeezed from 4:3 without keeping the aspect.
@@ -233,7 +234,7 @@ def _rgb(value) -> dict:
 def _lights(lamp_offsets) -> dict:
     """Sun, ambient light and the lamps.
 
-    Each lamp is four tiny one-sided squares, too small to throw a shadow of their own: the lamps
+    Each lamp is four tiny one-sided squares, too small to cast a shadow of their own: the lamps
     of the original (Blender's) have no body.
     """
     mi = _mitsuba()
@@ -247,16 +248,17 @@ def _lights(lamp_offsets) -> dict:
             "sampling_weight": 3.0,
         },
     }
-    half = 0.02
-    area = 4 * (2 * half) ** 2
+    area = 4 * (2 * LAMP_SQUARE) ** 2
     for k, (position, aim, intensity) in enumerate(LAMPS):
         axis = np.subtract(aim, position)
-        centre = np.add(position, lamp_offsets[k])
-        frame = transform().look_at(list(centre), list(centre + axis), [0, 0, 1])
+        center = np.add(position, lamp_offsets[k])
+        frame = transform().look_at(list(center), list(center + axis), [0, 0, 1])
         for u, v in itertools.product((-LAMP_SPREAD, LAMP_SPREAD), repeat=2):
             lights[f"lamp{k}{u:+}{v:+}".replace(".", "_")] = {
                 "type": "rectangle",
-                "to_world": frame @ transform().translate([u, v, 0]) @ transform().scale(half),
+                "to_world": frame
+                @ transform().translate([u, v, 0])
+                @ transform().scale(LAMP_SQUARE),
                 "bsdf": {"type": "diffuse", "reflectance": _rgb(0)},
                 "emitter": {
                     "type": "area",
@@ -273,8 +275,8 @@ def _shape(item: SceneObject):
     color, kind = item.label.split()
     bsdf = {"type": "diffuse", "reflectance": _rgb(np.divide(REFLECTANCE[color], 255))}
     if kind == "sphere":
-        centre = [item.x, item.y, SPHERE_RADIUS]
-        return {"type": "sphere", "center": centre, "radius": SPHERE_RADIUS, "bsdf": bsdf}
+        center = [item.x, item.y, SPHERE_RADIUS]
+        return {"type": "sphere", "center": center, "radius": SPHERE_RADIUS, "bsdf": bsdf}
     points, normals, faces = _rounded_cube() if kind == "cube" else _rounded_cylinder()
     c, s = math.cos(math.radians(item.angle)), math.sin(math.radians(item.angle))
     rotation = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
@@ -297,14 +299,12 @@ def _rounded_cube(steps: int = 5):
     inner = (CUBE_HALF - CUBE_BEVEL) * np.repeat([-1.0, 1.0], steps)
     points, normals, faces = [], [], []
     i, j = (a.ravel() for a in np.indices((2 * steps, 2 * steps)))
+    face = np.ones(len(i))
     for axis, sign in itertools.product(range(3), (-1.0, 1.0)):
-        direction, corner = np.empty((len(i), 3)), np.empty((len(i), 3))
-        columns = [axis, (axis + 1) % 3, (axis + 2) % 3]
-        direction[:, columns] = np.stack([np.full(len(i), sign), slope[i], slope[j]], 1)
-        corner[:, columns] = np.stack(
-            [np.full(len(i), sign * (CUBE_HALF - CUBE_BEVEL)), inner[i], inner[j]], 1
-        )
+        direction = np.roll(np.stack([sign * face, slope[i], slope[j]], 1), axis, 1)
         direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+        corner = np.stack([sign * (CUBE_HALF - CUBE_BEVEL) * face, inner[i], inner[j]], 1)
+        corner = np.roll(corner, axis, 1)
         faces.append(_grid_triangles(2 * steps, 2 * steps)[:, :: int(sign)] + len(i) * len(points))
         points.append(corner + CUBE_BEVEL * direction)
         normals.append(direction)
@@ -315,20 +315,11 @@ def _rounded_cube(steps: int = 5):
 def _rounded_cylinder(segments: int = 48, steps: int = 4):
     """Points, normals, triangles of the bevelled cylinder: a profile turned about the z axis."""
     turn = np.linspace(0, np.pi / 2, steps)
-    top = np.concatenate(  # columns: radius, z, normal's radius, normal's z
-        [
-            [[0, CYLINDER_HALF, 0, 1]],
-            np.stack(
-                [
-                    CYLINDER_RADIUS - CYLINDER_BEVEL * (1 - np.sin(turn)),
-                    CYLINDER_HALF - CYLINDER_BEVEL * (1 - np.cos(turn)),
-                    np.sin(turn),
-                    np.cos(turn),
-                ],
-                1,
-            ),
-        ]
-    )
+    out, up = np.sin(turn), np.cos(turn)
+    radius = CYLINDER_RADIUS - CYLINDER_BEVEL * (1 - out)
+    height = CYLINDER_HALF - CYLINDER_BEVEL * (1 - up)
+    # Columns: radius, z, normal's radius, normal's z.
+    top = np.vstack([[0, CYLINDER_HALF, 0, 1], np.stack([radius, height, out, up], 1)])
     profile = np.concatenate([top, top[::-1] * [1, -1, 1, -1]])
     angle = np.linspace(0, 2 * np.pi, segments + 1)[:, None]
     spin = np.cos(angle), np.sin(angle)

@@ -1,4 +1,4 @@
-"""The embedded data set: which labels stand in which scene, and the condition files.
+"""The embedded data set: which labels occur in which scene, and the condition files.
 
 The lists have the course's format and statistics but are draws of our own from a fixed seed:
 train.json has 6,003 scenes of three objects, one picture for each object added, and leaves out 136
@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from lab7.dataset import NUM_UNSEEN
-from lab7.errors import UserError
-from lab7.files import require_place, require_writable, write_atomically
-from lab7.labels import LABELS
+from lab7.dataset import NUM_UNSEEN, STEPS, read_pack
+from lab7.errors import MissingFileError, UserError
+from lab7.files import read_json, require_place, require_writable, write_atomically
+from lab7.labels import LABELS, NUM_LABELS
 from workshop.standin import rendering
 from workshop.standin.packing import write_pack
 
@@ -28,6 +31,7 @@ SEED = 2024
 NUM_SCENES = 6003
 NUM_EVALUATOR_SCENES = 9000
 NUM_AUDITOR_SCENES = 6000
+MOST_OBJECTS = 5
 CHUNK = 24  # scenes rendered between two savings
 
 Condition = tuple[str, ...]
@@ -110,7 +114,7 @@ def draw_evaluator(num_scenes: int = NUM_EVALUATOR_SCENES, seed: int = SEED) -> 
 
 
 def draw_auditor(num_scenes: int = NUM_AUDITOR_SCENES, seed: int = SEED) -> list[ScenePlan]:
-    """Draw scenes of five objects for the auditor; in half of them labels stand more than once."""
+    """Draw scenes of five objects for the auditor; in half of them a label occurs repeatedly."""
     rng = np.random.default_rng([seed, 3])
     plans = []
     for i in range(num_scenes):
@@ -127,7 +131,7 @@ def render_scene(plan: ScenePlan, seed: int = SEED) -> tuple[np.ndarray, np.ndar
     """Render one planned scene; the same for the same name and seed.
 
     Returns:
-        Its pictures, uint8 (3, 64, 64, 3), and where its objects' middles are, (n, 2) pixels.
+        Its pictures, uint8 (3, 64, 64, 3), and where its objects' centers are, (n, 2) pixels.
     """
     number = int.from_bytes(hashlib.sha256(f"{seed} {plan.name}".encode()).digest()[:8], "big")
     scene = rendering.sample_scene(plan.labels, np.random.default_rng(number))
@@ -140,8 +144,8 @@ def render_set(
 ) -> None:
     """Render planned scenes into `output`/pictures.zip, and what they show into a file beside it.
 
-    That is train.json, as the course has it, or for scenes in which a label stands twice, which it
-    cannot tell, scenes.json with labels, counts and the middles of all objects.
+    That is train.json, as the course has it; or scenes.json with labels, counts and centers of all
+    objects where a label occurs more than once in a scene, which train.json cannot tell.
 
     Args:
         plans: The scenes.
@@ -184,6 +188,36 @@ def render_set(
     write_json(output / "objects.json", {label: i for i, label in enumerate(LABELS)})
 
 
+def read_scenes(folder: str | Path) -> tuple[Tensor, Tensor]:
+    """Read the scenes that `render_set` described in scenes.json.
+
+    Returns:
+        Pictures (N, 3, 64, 64) uint8, and their objects (N, 5, 3) float32: the index of the label
+        (-1: no object), and the center in pixels from the left and from the top.
+
+    Raises:
+        MissingFileError: The folder holds no such scenes.
+    """
+    if not (Path(folder) / "scenes.json").is_file():
+        raise MissingFileError(f"no scenes in {folder}: `python -m lab7 render auditor` makes them")
+    scenes = read_json(Path(folder) / "scenes.json")
+    names, pictures = read_pack(Path(folder) / "pictures.zip")
+    objects = np.full((len(names), STEPS, MOST_OBJECTS, 3), -1, np.float32)
+    for row, name in zip(objects, names, strict=True):
+        labels = [LABELS.index(label) for label in scenes[name]["labels"]]
+        every = np.column_stack([labels, scenes[name]["centres"]])
+        for picture, count in zip(row, scenes[name]["counts"], strict=True):
+            picture[:count] = every[:count]
+    images = torch.from_numpy(pictures.transpose(0, 1, 4, 2, 3).copy())
+    return images.flatten(0, 1), torch.from_numpy(objects).flatten(0, 1)
+
+
+def label_counts(objects: Tensor) -> Tensor:
+    """Return (N, 24) int64: how often each label is among the objects (N, 5, 3)."""
+    labels = objects[:, :, 0].long()
+    return F.one_hot(labels + 1, NUM_LABELS + 1).sum(1)[:, 1:]
+
+
 def write_json(path: Path, content) -> None:
     """Write JSON, one entry a line, under a temporary name first."""
     if isinstance(content, dict):
@@ -201,8 +235,8 @@ def _fingerprint(plans: list[ScenePlan]) -> str:
 
 def _render_chunk(job: tuple[list[ScenePlan], Path]) -> int:
     plans, path = job
-    pictures, centres = map(np.stack, zip(*map(render_scene, plans), strict=True))
-    write_atomically(path, lambda file: np.savez(file, pictures=pictures, centres=centres))
+    pictures, centers = map(np.stack, zip(*map(render_scene, plans), strict=True))
+    write_atomically(path, lambda file: np.savez(file, pictures=pictures, centers=centers))
     return len(plans)
 
 
@@ -216,10 +250,10 @@ def _scenes(jobs) -> dict[str, dict]:
     scenes = {}
     for plans, path in jobs:
         with np.load(path) as chunk:
-            for plan, centres in zip(plans, chunk["centres"].round(2).tolist(), strict=True):
+            for plan, centers in zip(plans, chunk["centers"].round(2).tolist(), strict=True):
                 scenes[plan.name] = {
                     "labels": plan.labels,
                     "counts": plan.counts,
-                    "centres": centres,
+                    "centres": centers,
                 }
     return scenes

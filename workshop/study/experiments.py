@@ -1,6 +1,6 @@
 """The experiments of notebook 04: trained, scored on the way and at the end, and recorded.
 
-Whatever has a record is left alone, whatever was interrupted goes on.
+What has a record is skipped; what was interrupted is resumed.
 """
 
 import dataclasses
@@ -17,21 +17,20 @@ from lab7.devices import choose_device, estimate_seconds
 from lab7.errors import UserError
 from lab7.evaluator import Evaluator
 from lab7.experiments import TWINS, TrainConfig, get_experiment
-from lab7.fidelity import RealPictures
-from lab7.files import write_atomically
+from lab7.files import read_json, write_atomically
 from lab7.pipeline import load_pipeline
-from lab7.recording import record_generator
 from lab7.records import RESULTS_DIR, read_log
-from lab7.scoring import draw_and_judge
+from lab7.scoring import RealPictures, draw_and_judge
 from lab7.training import train
+from workshop.study.recording import record_generator
 
 PLAN = (  # in the order in which they are run; "@1" is a second training, with the seed 1
     *TWINS,
-    "twin-cosine-x0",
+    "twin-baseline-epsilon",
+    "twin-cosine-epsilon",
     "laptop",
     "twin-baseline@1",
     "twin-cosine@1",
-    "twin-cosine-x0@1",
 )
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # of the steps, after which a run is scored on valid
 
@@ -68,7 +67,7 @@ def run_experiments(
 
     Args:
         trials: Names of experiments, or NAME@SEED, in this order.
-        data: Folder of the pictures, see `resolve_root`; its conditions and evaluator are used.
+        data: Folder of the pictures, see `find_layout`; its conditions and evaluator are used.
         output: Folder of the runs.
         results: Folder of the records.
         repetitions: Pictures of each condition at the end of a run.
@@ -104,7 +103,7 @@ def run_experiments(
             data,
             extra={"milestones": milestones},
         )
-        shutil.rmtree(run / "states")
+        shutil.rmtree(run / "states", ignore_errors=True)
         print(f"{trial} has a record")
 
 
@@ -185,4 +184,4 @@ def _last_step(run: Path) -> int:
 
 def _read_milestones(run: Path) -> list[dict[str, Any]]:
     path = run / "milestones.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return read_json(path) if path.exists() else []

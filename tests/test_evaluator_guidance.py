@@ -1,0 +1,54 @@
+"""Guidance by the evaluator, with a tiny untrained generator and an untrained evaluator."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lab7.evaluator import Evaluator, build_network
+from lab7.labels import encode
+from workshop.judges.evaluator_guidance import EvaluatorGuidedPipeline
+from workshop.judges.fooling import log_probability_gradient
+
+CONDITIONS = [["red cube"], ["blue sphere", "gray cube"]]
+
+
+@pytest.fixture(scope="module")
+def evaluator():
+    torch.manual_seed(0)
+    return Evaluator(build_network(), "cpu")
+
+
+def draw(pipeline, **given):
+    return pipeline(CONDITIONS, output_type="pt", progress=False, **given).images
+
+
+def test_the_gradient_is_that_of_the_log_probability(evaluator):
+    torch.manual_seed(1)
+    images, labels, step = torch.rand(2, 3, 64, 64) * 2 - 1, encode(CONDITIONS), 1e-3
+    gradient = log_probability_gradient(evaluator, images, labels)
+    direction = gradient / gradient.norm()
+    ends = [evaluator.predict(images + sign * step * direction) for sign in (-1, 1)]
+    before, after = (
+        -F.binary_cross_entropy(x.double(), labels.double(), reduction="sum") for x in ends
+    )
+    assert (after - before) / (2 * step) == pytest.approx(gradient.norm().item(), rel=0.05)
+
+
+def test_without_scale_the_pictures_are_the_pipelines(pipeline, evaluator):
+    guided = EvaluatorGuidedPipeline(pipeline, evaluator, 0.0)
+    assert guided.settings() == pipeline.settings()
+    assert torch.allclose(draw(guided), draw(pipeline), atol=1e-5)
+
+
+def test_guidance_raises_what_the_evaluator_says(pipeline, evaluator):
+    labels = encode(CONDITIONS)
+    losses = [
+        F.binary_cross_entropy(evaluator.predict(draw(drawing)), labels)
+        for drawing in (pipeline, EvaluatorGuidedPipeline(pipeline, evaluator, 5.0))
+    ]
+    assert losses[1] < losses[0] - 0.001
+
+
+def test_a_guided_picture_does_not_depend_on_its_batch(pipeline, evaluator):
+    guided = EvaluatorGuidedPipeline(pipeline, evaluator, 5.0)
+    assert torch.allclose(draw(guided, batch_size=1), draw(guided, batch_size=2), atol=1e-4)
