@@ -5,7 +5,6 @@ wants to wait for --help.
 """
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,9 +13,7 @@ from tyro.conf import Positional, arg
 from tyro.extras import SubcommandApp
 
 from lab7 import options
-from lab7.errors import UserError, unknown
-
-MOST_FAILURES = 64  # pictures that `evaluate` shows of a set
+from lab7.errors import UserError
 
 
 def train(
@@ -108,6 +105,7 @@ def sample(
         count: Pictures of LABELS.
         denoising: Labels of the row from noise to picture; by default those of 0.png.
     """
+    from lab7.dataset import find_conditions
     from lab7.evaluator import Evaluator
     from lab7.labels import parse_condition
     from lab7.pipeline import load_pipeline
@@ -118,7 +116,7 @@ def sample(
     if count < 1:
         raise UserError(f"count {count} must be at least 1")
     text = " ".join(labels)
-    wanted = [parse_condition(text)] * count if labels else _read_conditions(conditions, data)
+    wanted = [parse_condition(text)] * count if labels else find_conditions(conditions, data)
     summary = write_samples(
         load_pipeline(checkpoint, device, scheduler),
         wanted,
@@ -160,31 +158,25 @@ def evaluate(
     """
     from lab7.layouts import find_layout
     from lab7.pipeline import load_pipeline
-    from lab7.scoring import draw_and_judge, judge_pictures, score_table
+    from workshop.study import evaluation
     from workshop.study.recording import record_generator
 
     data = find_layout(data)
-    _check_evaluation(images, record, failures, results, checkpoint, data)
-    sets, settings = _condition_sets(conditions, data, record), {}
+    evaluation.check_places(images, record, failures, results, checkpoint, data)
+    sets = evaluation.read_sets(conditions, data, record)
     if images is not None:  # before what takes long
-        pictures = _read_pictures(images, sets)
+        pictures = evaluation.read_pictures(images, sets)
     else:
         pipeline = load_pipeline(checkpoint, device, scheduler)
         settings = {"num_inference_steps": steps, "guidance_scale": guidance}
-    judge, auditor, real = _load_judges(evaluator, data, device)
-    scored = {}
-    for name, wanted in sets.items():
-        if images is not None:
-            metrics = judge_pictures(pictures[name], wanted, judge, auditor, real)
-            scored[name] = metrics, pictures[name]
-        else:
-            scored[name] = draw_and_judge(
-                pipeline, wanted, judge, auditor, real, repetitions, **settings
-            )
-    print(score_table({name: metrics for name, (metrics, _) in scored.items()}))
-    for name, (metrics, pictures) in scored.items():
-        _save_failures(name, metrics["pictures"], pictures, failures)
+    judges = evaluation.load_judges(evaluator, data, device)
+    if images is not None:
+        scored = evaluation.score_pictures(pictures, sets, judges)
+    else:
+        scored = evaluation.score_generator(pipeline, sets, judges, repetitions, settings)
+    evaluation.show_scores(scored, failures)
     if record is not None:
+        judge = judges.evaluator
         record_generator(record, pipeline, judge, scored, checkpoint, results, data, **settings)
 
 
@@ -211,91 +203,6 @@ def _seconds(minutes: float | None) -> float | None:
 def _change(config: Any, **changes: Any) -> Any:
     """Return a configuration with what was given on the command line."""
     return dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
-
-
-def _read_conditions(name: str, data: Path | None) -> list[tuple[str, ...]]:
-    """Read a condition file, or one of the data folder's by its name."""
-    from lab7.dataset import CONDITION_FILES, named_conditions
-    from lab7.labels import load_conditions
-
-    if name in CONDITION_FILES:
-        return named_conditions(name, data)
-    if Path(name).stem == name and not os.path.exists(name):
-        allowed = f"Give a file, or one of {', '.join(CONDITION_FILES)}"
-        raise unknown("condition file", name, CONDITION_FILES, allowed)
-    return load_conditions(name)
-
-
-def _condition_sets(conditions: str | None, data: Path | None, record: str | None) -> dict:
-    """Read what `evaluate` scores, by name: no file's name reads as that of the data folder's."""
-    from lab7.dataset import CONDITION_FILES, SCORED
-
-    if conditions is None or conditions in CONDITION_FILES:
-        names = [conditions] if conditions else CONDITION_FILES if record else SCORED
-        return {name: _read_conditions(name, data) for name in names}
-    name = f"file-{Path(conditions).stem}".replace(".", "-")  # a dot would part a record's key
-    return {name: _read_conditions(conditions, data)}
-
-
-def _check_evaluation(images, record, failures, results, checkpoint, data) -> None:
-    """Refuse what `evaluate` cannot do, before anything is drawn."""
-    from lab7.files import require_writable
-    from workshop.study.recording import require_same_pictures
-
-    if images is not None and record is not None:
-        raise UserError("--record is for a generator: leave it out with --images")
-    require_writable(failures)
-    if record is not None:
-        require_writable(results / record)
-        require_same_pictures(checkpoint, data)
-
-
-def _read_pictures(images: Path, sets: dict) -> dict:
-    """Read the pictures handed in for each set, and say what is odd about them."""
-    from workshop.course.handed_in import read_handed_in
-
-    read = read_handed_in(images, {name: len(wanted) for name, wanted in sets.items()})
-    for name, (_, notes) in read.items():
-        for note in notes:
-            print(f"{name}: {note}")
-    return {name: pictures for name, (pictures, _) in read.items()}
-
-
-def _load_judges(weights: Path | None, data: Any, device: str | None) -> tuple:
-    """Load the evaluator, the auditor, and the training pictures, if any, as the auditor sees them.
-
-    Says which files of the course are used.
-    """
-    from lab7.auditor import Auditor
-    from lab7.dataset import ICLEVRDataset
-    from lab7.evaluator import Evaluator
-    from lab7.scoring import RealPictures
-
-    evaluator, auditor = Evaluator.load(weights, device, data), Auditor.load(device=device)
-    if data.course:
-        print(data.summary)
-    if data.pictures is None:
-        print("distances to the training pictures are left out, as there are none")
-        return evaluator, auditor, None
-    return evaluator, auditor, RealPictures(auditor, ICLEVRDataset(data))
-
-
-def _save_failures(name: str, verdicts: Any, pictures: Any, folder: Path) -> None:
-    """Save a figure of the pictures that do not show exactly the objects asked for."""
-    from lab7 import plots
-    from lab7.scoring import label_names
-
-    exact, _ = verdicts.ratios()["audit"]["exact_scene"]
-    failed = [row for row, right in enumerate(exact) if not right]
-    figure = folder / f"{name}.png"
-    if not failed:
-        figure.unlink(missing_ok=True)  # of an earlier call
-        return
-    shown = failed[:MOST_FAILURES]
-    wanted = [verdicts.conditions[verdicts.condition[row]] for row in shown]
-    counted = label_names(verdicts.counted[row] for row in shown)
-    plots.picture_grid(pictures[shown], wanted, counted).save(figure)
-    print(f"{len(failed)} pictures of {name} failed, {len(shown)} are in {figure}")
 
 
 if __name__ == "__main__":

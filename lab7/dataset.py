@@ -92,13 +92,21 @@ def named_conditions(name: str, root: Root = None) -> list[tuple[str, ...]]:
     if name == "unseen":
         return _unseen_triples(layout.labels)
     if name not in CONDITION_FILES:
-        raise unknown("condition file", name, CONDITION_FILES)
+        allowed = f"Give a file, or one of {', '.join(CONDITION_FILES)}"
+        raise unknown("condition file", name, CONDITION_FILES, allowed)
     conditions = load_conditions(DATA_DIR / path.name)
     if name == "valid":
         others = [named_conditions(other, layout) for other in (*SCORED, "unseen")]
         taken = {frozenset(labels) for labels in itertools.chain(*others)}
         conditions = [labels for labels in conditions if frozenset(labels) not in taken]
     return conditions
+
+
+def find_conditions(name: str, root: Root = None) -> list[tuple[str, ...]]:
+    """Return the conditions of a file, or those that go by a name, see `named_conditions`."""
+    if name in CONDITION_FILES or (Path(name).stem == name and not os.path.exists(name)):
+        return named_conditions(name, root)
+    return load_conditions(name)
 
 
 class ICLEVRDataset(torch.utils.data.Dataset):

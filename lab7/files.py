@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from lab7.errors import FileError, MissingFileError, UserError, did_you_mean, user_files
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHOWN = 30  # characters of a broken line, before and after the place
 
 
@@ -78,40 +80,51 @@ def write_atomically(
             raise
 
 
+def require_name(name: str) -> str:
+    """Return what may name a folder on any system, for instance that of a record.
+
+    Raises:
+        UserError: It has other characters than letters, digits, `-`, `_` and `.`.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(f"a record's name is letters, digits, '-', '_' and '.', not {name!r}")
+    return name
+
+
 def require_replaceable(path: Path) -> None:
     """Find out whether a file could be written: its name is free, or taken by a file.
 
     Raises:
-        FileError: The name is that of a folder or a device, or lies in a file.
+        FileError: The name is that of a folder or a device, or see `require_place`.
     """
-    require_no_file(path.parent)
+    require_place(path.parent)
     if path.exists() and not path.is_file():
         raise FileError(f"{path} is {_kind(path)}, not a file: choose another output")
 
 
-def require_no_file(folder: Path) -> None:
-    """Find out whether a folder to write to is, or lies in, what is a file.
+def require_place(folder: Path) -> None:
+    """Find out whether a folder that may not be there yet could be written to.
 
     Raises:
-        FileError: It does; the message names the file.
+        FileError: No permission, a read-only place, or a file where a folder is needed.
     """
     with user_files():
-        for place in (folder, *folder.parents):
-            if place.exists() and not place.is_dir():
-                raise FileError(f"{place} is a file, not a folder: choose another output")
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        if not there.is_dir():
+            raise FileError(f"{there} is a file, not a folder: choose another output")
+        if not os.access(there, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
 
 
 def require_writable(folder: Path) -> None:
     """Make a folder that long work will write to, and find out now whether it may.
 
     Raises:
-        FileError: No permission, a read-only place, or a file where a folder is needed.
+        FileError: See `require_place`.
     """
-    require_no_file(folder)
+    require_place(folder)
     with user_files():
         folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def _kind(path: Path) -> str:

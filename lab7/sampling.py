@@ -16,7 +16,7 @@ from torchvision.utils import make_grid
 from lab7.diffusion import scheduler_name
 from lab7.errors import user_files
 from lab7.evaluator import Evaluator, compute_scores
-from lab7.files import read_json, require_writable
+from lab7.files import read_json, require_place
 from lab7.labels import LABELS, encode
 from lab7.pipeline import ConditionalDDPMPipeline, to_pil
 
@@ -62,7 +62,7 @@ def write_samples(
         UserError: `output` is a file or cannot be written, or the settings are not valid.
     """
     output = Path(output)
-    require_writable(output if output.exists() else output.parent)
+    require_place(output)
     seeds = range(seed, seed + len(conditions))
     settings = pipeline.settings(num_inference_steps, guidance_scale)
     images = pipeline(
@@ -133,6 +133,7 @@ def _drop_earlier(output: Path, count: int) -> None:
 
 def _write_whole(output: Path, pictures: dict[str, Image.Image], summary: dict) -> None:
     """Write PNGs by name, and samples.json, into a folder: all of it or nothing."""
+    output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
         folder = Path(temporary)
         for name, picture in pictures.items():

@@ -18,7 +18,7 @@ from lab7.dataset import CONDITION_FILES, SCORED, named_conditions
 from lab7.errors import UserError, user_files
 from lab7.estimates import Estimate
 from lab7.experiments import EXPERIMENTS, ORIGINALS, TWINS
-from lab7.files import read_json, require_no_file, write_atomically
+from lab7.files import read_json, require_place, write_atomically
 from lab7.labels import LABELS
 from lab7.layouts import DATA_DIR, Layout, Root, find_layout
 from lab7.records import (
@@ -68,7 +68,7 @@ def build(
         FileError: `output` cannot be written.
     """
     output, results = Path(output), Path(results)
-    require_no_file(output)
+    require_place(output)
     records = read_records(results) | {name: read_record(name, results) for name in NEEDED}
     course = records["ours"].get("course")
     records |= judge_records(results, course["evaluator"])

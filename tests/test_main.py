@@ -15,7 +15,7 @@ import torch
 from conftest import SCENES, write_course
 from PIL import Image
 
-from lab7.__main__ import _save_failures, main
+from lab7.__main__ import main
 from lab7.dataset import CONDITION_FILES, DATA_DIR
 from lab7.errors import UserError
 from lab7.evaluator import Evaluator, build_network
@@ -25,6 +25,7 @@ from lab7.options import ROOT
 from lab7.records import read_record
 from lab7.scoring import Verdicts
 from workshop.course.handed_in import read_handed_in
+from workshop.study.evaluation import save_failures
 
 
 @pytest.fixture(scope="module")
@@ -118,12 +119,13 @@ def test_a_figure_of_failures_goes_when_nothing_fails(tmp_path):
     figure = tmp_path / "test.png"
     figure.write_text("of an earlier call")
     right = Verdicts([["gray cube"]], [0], [0], [1], [[0]], [[0]])
-    _save_failures("test", right, None, tmp_path)
+    save_failures("test", right, None, tmp_path)
     assert not figure.exists()
 
 
 def test_evaluate_and_sweep_write_records(run, tiny, tmp_path, monkeypatch, embedded_root):
     short = {name: [("red cube",), ("gray sphere", "cyan cube")] for name in CONDITION_FILES}
+    monkeypatch.setattr("workshop.study.evaluation.find_conditions", lambda name, _: short[name])
     monkeypatch.setattr("lab7.dataset.named_conditions", lambda name, data: short[name])
     given = ["--repetitions", 1, "--results", tmp_path, "--data", embedded_root, *tiny]
     code, out, _ = run("evaluate", "--record", "mine", "--failures", tmp_path / "f", *given)
@@ -335,7 +337,7 @@ def test_bad_condition_files(run, tiny, tmp_path, content):
 
 
 def test_missing_and_broken_pictures_are_named(run, weights, tmp_path, monkeypatch):
-    monkeypatch.setattr("lab7.__main__._load_judges", None)  # is not reached
+    monkeypatch.setattr("workshop.study.evaluation.load_judges", None)  # is not reached
     conditions = tmp_path / "c.json"
     conditions.write_text('[["red cube"], ["gray sphere"]]')
     folder = tmp_path / "pictures"
@@ -556,6 +558,19 @@ def test_settings_that_make_no_sense_are_named(run, tiny, tmp_path, embedded_roo
     assert_fails(run("render", "--scenes", 3), "--output")
     (tmp_path / "cache").rename(tmp_path / "embedded" / "cache")
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_record_with_another_name_is_refused_before_the_work(run, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("workshop.study.evaluation.load_judges", None)  # is not reached
+    monkeypatch.setattr("lab7.evaluator.Evaluator.load", None)
+    results = ["--results", tmp_path / "results"]
+    for name in ("../x", "a/b", "my run", ""):
+        assert_fails(
+            run("evaluate", "--record", name, *results, *tiny), "record's name", repr(name)
+        )
+        assert_fails(run("sweep", "--record", name, *results, *tiny), "record's name")
+        assert_fails(run("examine", "--record", name, *results), "record's name")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_labels_and_conditions_exclude_each_other(run, tiny, tmp_path):

@@ -71,14 +71,15 @@ def sweep(
     """
     from lab7.dataset import named_conditions
     from lab7.evaluator import Evaluator
+    from lab7.files import require_name
     from lab7.pipeline import load_pipeline
     from workshop.study.recording import record_sweep
 
-    pipeline, judge = load_pipeline(checkpoint, device), Evaluator.load(evaluator, device, data)
+    require_name(record)  # before anything is drawn
     metrics = record_sweep(
         record,
-        pipeline,
-        judge,
+        load_pipeline(checkpoint, device),
+        Evaluator.load(evaluator, device, data),
         named_conditions("valid", data),
         guidance,
         steps,
@@ -187,9 +188,11 @@ def examine(
     from lab7.auditor import Auditor
     from lab7.dataset import ICLEVRDataset
     from lab7.evaluator import Evaluator
+    from lab7.files import require_name
     from workshop.judges.examination import examine_renders
     from workshop.judges.fooling import FOOLED_SCORES
 
+    require_name(record)  # before anything is computed
     found = examine_renders(
         Evaluator.load(evaluator, device, data),
         Auditor.load(device=device),

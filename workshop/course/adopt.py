@@ -14,7 +14,7 @@ from lab7.dataset import IMAGE_SIZE, named_conditions
 from lab7.diffusion import NOISE, convert_scheduler, set_steps
 from lab7.errors import UserError, unknown
 from lab7.evaluator import Evaluator
-from lab7.files import read_json, require_no_file, user_path
+from lab7.files import read_json, require_place, user_path
 from lab7.model import ConditionalUNet
 from lab7.pipeline import ConditionalDDPMPipeline, fill_network, load_pipeline, save_pipeline
 from lab7.sampling import write_samples
@@ -57,7 +57,7 @@ def adopt(
     weights, out = user_path(weights), user_path(out)
     if weights.resolve().is_relative_to(out.resolve()):
         raise UserError(f"{out} holds the weights to adopt: choose another --out")
-    require_no_file(out)
+    require_place(out)
     judge, conditions = Evaluator.load(evaluator, device, data), named_conditions("test", data)
     unet, noise, told = read_network(weights, key, options)
     sampler = convert_scheduler(noise, scheduler)

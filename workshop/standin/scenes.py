@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from lab7.dataset import NUM_UNSEEN, STEPS, read_pack
-from lab7.errors import MissingFileError, UserError, user_files
-from lab7.files import read_json, require_writable, write_atomically
+from lab7.errors import MissingFileError, UserError
+from lab7.files import read_json, require_place, require_writable, write_atomically
 from lab7.labels import LABELS, NUM_LABELS
 from workshop.standin import rendering
 from workshop.standin.packing import write_pack
@@ -163,9 +163,8 @@ def render_set(
     if workers is not None and workers < 1:
         raise UserError(f"workers {workers} must be at least 1")
     output, work = Path(output), Path(work)
-    with user_files():
-        for folder in (output if output.exists() else output.parent, work):
-            require_writable(folder)
+    require_place(output)
+    require_writable(work)
     chunks = [plans[start : start + CHUNK] for start in range(0, len(plans), CHUNK)]
     jobs = [(chunk, work / f"{_fingerprint(chunk)}.npz") for chunk in chunks]
     todo = [job for job in jobs if not job[1].exists()]
