@@ -22,7 +22,8 @@ from workshop.course.handin_check import Finding, check_handin
 from workshop.course.handouts import Handout
 
 SOURCE = (
-    "lab7/*.py", "lab7/*.css", "lab7/*.mplstyle", "lab7/*.png", "docs/*.md", "workshop/**/*.py", "notebooks/*.ipynb", "notebooks/*.py",
+    "lab7/*.py", "lab7/*.css", "lab7/*.mplstyle", "lab7/*.png", "workshop/**/*.py", "docs/*.md",
+    "notebooks/*.ipynb", "notebooks/*.py",
     "report/**/*.py", "report/report.typ", "report/references.yml", "tests/*.py", "Makefile",
     "README.md", "LICENSE", "pyproject.toml", "requirements*.txt",
 )  # fmt: skip
