@@ -19,7 +19,7 @@ from lab7.sampling import write_samples
 from report.build import build
 
 SOURCE = (
-    "lab7/*.py", "lab7/*.css", "workshop/**/*.py", "notebooks/*.ipynb", "notebooks/*.py",
+    "lab7/*.*", "workshop/**/*.py", "notebooks/*.ipynb", "notebooks/*.py", "notebooks/*.png",
     "report/*.py", "report/report.typ", "report/references.yml", "tests/*.py", "Makefile",
     "README.md", "LICENSE", "pyproject.toml", "requirements*.txt",
 )  # fmt: skip
