@@ -21,7 +21,8 @@ from lab7.labels import COLORS, LABELS, SHAPES, encode, parse_labels
 from lab7.pipeline import ConditionalDDPMPipeline, to_pil
 
 STATIC = "LAB7_STATIC"  # environment variable: 1 shows a picture of the picker, not the widget
-SCREENSHOT = Path(__file__).with_name("picker.png")  # tests/test_picker_browser.py renews it
+# Shown instead; tests/test_picker_browser.py makes it anew.
+SCREENSHOT = Path(__file__).resolve().parent.parent / "notebooks" / "picker.png"
 MOST_TRAINED = 3  # objects in the pictures that the generator learned from
 _CSS = Path(__file__).with_name("picker.css").read_text(encoding="utf-8")
 _BLANK = torch.full((3, IMAGE_SIZE, IMAGE_SIZE), 0.9)
@@ -117,9 +118,7 @@ class LabelPicker(widgets.VBox):
             description="Seed", tooltip="Another seed, another picture of the same objects",
         )  # fmt: skip
         self.generate = _button("Generate", self._start, "Draw a picture of the objects", "primary")
-        self.stop = _button(
-            "Stop", self._request_stop, "Stop drawing and keep the picture as it is"
-        )
+        self.stop = _button("Stop", self._request_stop, "Stop, and keep the picture as it is")
         self.clear = _button("Clear", self._clear, "Choose none of the objects")
 
     def _build_results(self) -> None:

@@ -1,9 +1,11 @@
 """The label picker without a browser: threads, texts, pictures."""
 
 import base64
+import inspect
 import io
 import re
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from lab7.model import ConditionalUNet
 from lab7.picker import SCREENSHOT, LabelPicker, Request, hint, summarize, verdict_table
 from lab7.pipeline import ConditionalDDPMPipeline, to_pil
 
-CSS = SCREENSHOT.with_suffix(".css").read_text(encoding="utf-8")
+CSS = Path(inspect.getfile(LabelPicker)).with_suffix(".css").read_text(encoding="utf-8")
 WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
 SECONDS = 120  # for anything that a slow machine may take long for
 

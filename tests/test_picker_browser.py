@@ -1,6 +1,6 @@
 """The label picker, clicked in a real browser: JupyterLab in Chromium.
 
-With LAB7_RENEW_SCREENSHOT=1 in the environment, lab7/picker.png is made anew as well, with the
+With LAB7_RENEW_SCREENSHOT=1 in the environment, notebooks/picker.png is made anew as well, with the
 shipped weights: what a notebook shows in the place of the picker to readers without a kernel.
 """
 
@@ -212,7 +212,7 @@ def test_picker_draws_judges_and_stops(page):
     expect(outputs).not_to_contain_text("Error")
 
 
-@pytest.mark.skipif(not RENEW, reason="LAB7_RENEW_SCREENSHOT=1 makes lab7/picker.png anew")
+@pytest.mark.skipif(not RENEW, reason="LAB7_RENEW_SCREENSHOT=1 makes notebooks/picker.png anew")
 @pytest.mark.parametrize("lab", [SHIPPED], indirect=True)
 def test_the_screenshot_is_made_anew(page):
     expect.set_options(timeout=1000 * SECONDS)
