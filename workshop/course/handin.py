@@ -7,10 +7,11 @@ import unicodedata
 import zipfile
 from pathlib import Path
 
-from lab7.dataset import DATA_DIR, SCORED, is_course, named_conditions
+from lab7.dataset import SCORED, named_conditions
 from lab7.errors import UserError
 from lab7.evaluator import Evaluator
 from lab7.files import require_writable, write_atomically
+from lab7.layouts import DATA_DIR, find_layout
 from lab7.pipeline import ConditionalDDPMPipeline, to_pil
 from lab7.records import Record, file_hash, read_record
 from lab7.sampling import denoising_frames
@@ -22,7 +23,7 @@ from workshop.course.handin_check import Finding, check_handin
 from workshop.course.handouts import Handout
 
 SOURCE = (
-    "lab7/*.py", "lab7/*.css", "lab7/*.mplstyle", "lab7/*.png", "workshop/**/*.py", "docs/*.md",
+    "lab7/*.py", "lab7/*.css", "lab7/*.mplstyle", "notebooks/*.png", "workshop/**/*.py", "docs/*.md",
     "notebooks/*.ipynb", "notebooks/*.py",
     "report/**/*.py", "report/report.typ", "report/references.yml", "tests/*.py", "Makefile",
     "README.md", "LICENSE", "pyproject.toml", "requirements*.txt",
@@ -145,7 +146,7 @@ def _draw(
         scored=scored,
         denoised=handout.denoising,
         frames=frames,
-        course_conditions=is_course(data),
+        course_conditions=find_layout(data).course,
         course_evaluator=evaluator.path is not None and evaluator.path.suffix == ".pth",
     )
 
