@@ -23,7 +23,7 @@ from workshop.course.handin_check import Finding, check_handin
 from workshop.course.handouts import Handout
 
 SOURCE = (
-    "lab7/*.py", "lab7/*.css", "lab7/*.mplstyle", "notebooks/*.png", "workshop/**/*.py", "docs/*.md",
+    "lab7/*.*", "notebooks/*.png", "workshop/**/*.py", "docs/*.md",
     "notebooks/*.ipynb", "notebooks/*.py",
     "report/**/*.py", "report/report.typ", "report/references.yml", "tests/*.py", "Makefile",
     "README.md", "LICENSE", "pyproject.toml", "requirements*.txt",
