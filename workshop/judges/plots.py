@@ -24,7 +24,7 @@ from lab7.plots import (
 )
 
 _JUDGES = ("evaluator", "auditor")
-_ASIDE = 0.1  # by which one dot is moved, so that two are seen
+_ASIDE = 0.1  # how far dots are moved apart, so that none hides another
 _PARTS = {  # of a recall, see `workshop.judges.examination.object_recall`
     "count": "objects in the picture",
     "neighbor": "pixels to the nearest other",
@@ -58,23 +58,24 @@ def scores_by_count(by_count: Mapping[Any, Mapping[str, Any]]) -> Chart:
 
 @styled
 def reliability(calibration: Mapping[str, Any]) -> Chart:
-    """Compare the evaluator's unsure outputs with how often they are right.
+    """Compare the evaluator's probabilities, those not close to 0 or 1, with how often labels
+    of such a probability are present.
 
     Args:
         calibration: "error" and "bins", see `workshop.judges.examination.calibration`. The left
-            panel shows the share of labels that are there over the output, the right one how many
-            outputs there are.
+            panel shows the share of labels that are present over their probability, the right one
+            how many labels have it.
     """
     chart, (left, right) = make_panels(2.5, 2, width_ratios=(3, 2))
     bins = calibration["bins"]
     mean, there = [row["mean"] for row in bins], [row["there"] for row in bins]
     left.plot([0, 1], [0, 1], ":", color=INK, marker="", linewidth=1, label="calibrated")
     draw_estimates(left, mean, there, "evaluator")
-    left.set(xlabel="output", ylabel="share that is there", xlim=(0, 1), ylim=(0, 1))
+    left.set(xlabel="probability", ylabel="share of labels present", xlim=(0, 1), ylim=(0, 1))
     left.set_title(f"Calibration error {calibration['error']:.3f}")
     left.legend(loc="upper left")
     right.bar(mean, [field(row, "total") for row in there], width=0.08)
-    right.set(title="How many outputs", xlabel="output", xlim=(0, 1))
+    right.set(title="Number of labels", xlabel="probability", xlim=(0, 1))
     right.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     return chart
 
@@ -92,13 +93,12 @@ def recall_by(recall: Mapping[str, Mapping[str, Any]], parts: Sequence[str] = (*
     for axes, part in zip(panels, parts, strict=True):
         places = np.arange(len(recall[part]))
         for judge, aside in zip(_JUDGES, (-_ASIDE, _ASIDE), strict=True):
-            draw_estimates(
-                axes, places + aside, [row[judge] for row in recall[part].values()], judge
-            )
+            estimates = [row[judge] for row in recall[part].values()]
+            draw_estimates(axes, places + aside, estimates, judge)
         axes.set_xticks(places, list(recall[part]))
         axes.tick_params(axis="x", labelsize=6.5)
         axes.set_xlabel(_PARTS[part])
-    panels[0].set(ylabel="objects seen", ylim=(None, 1.003))
+    panels[0].set(ylabel="share of objects seen", ylim=(None, 1.003))
     chart.legend_below()
     return chart
 
@@ -136,7 +136,7 @@ def changed_pictures(changes: Mapping[str, Sequence[Mapping[str, Any]]]) -> Char
             draw_estimates(axes, amount, [row[score] for row in rows], judge, "-")
         axes.set_xlabel(_CHANGES[kind])
         axes.xaxis.set_major_formatter("{x:g}")
-    panels[0].set(ylabel="pictures judged right", ylim=(0, 1.02))
+    panels[0].set(ylabel="share judged right", ylim=(0, 1.02))
     chart.legend_below()
     return chart
 
