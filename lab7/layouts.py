@@ -124,8 +124,8 @@ def _find_labels(root: Path) -> Path:
     labels = only(_nearest(root, holds), "JSON files of the course", "--data or LAB7_DATA")
     if labels is None:
         raise UserError(
-            f"{root} is no i-CLEVR folder: {', '.join(_JSON_FILES)} are neither in it, two levels "
-            "below nor beside it; name the folder that holds file.zip unpacked, not a whole home"
+            f"{root} is no i-CLEVR folder: {', '.join(_JSON_FILES)} are not in, below or beside it "
+            "(no home is searched); name the folder that file.zip and iclevr.zip are unpacked to"
         )
     return labels
 
