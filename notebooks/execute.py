@@ -29,7 +29,13 @@ EVALUATOR = "data/weights/evaluator.safetensors"
 READS = {  # the files each notebook reads, as patterns
     "01_data_exploration": (*DATA, EVALUATOR, *GENERATOR),
     "02_training": (*DATA, EVALUATOR, *GENERATOR),
-    "03_sampling": ("data/*.json", "data/weights/*", *GENERATOR, "report/results/sweep/*"),
+    "03_sampling": (
+        "data/*.json",
+        "data/weights/*",
+        *GENERATOR,
+        "report/results/sweep/*",
+        "notebooks/picker.png",
+    ),
     "04_ablations": (*GENERATOR, "report/results/**/*.json", "report/results/*/samples.png"),
     "05_judges": (
         *DATA,
