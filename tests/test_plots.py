@@ -240,7 +240,7 @@ def test_learning_curves_of_another_score_and_over_time():
 
 
 def test_learning_curves_name_what_is_not_there():
-    with pytest.raises(UserError, match="record 'bare' has no 'milestones'"):
+    with pytest.raises(UserError, match="record 'bare' 'milestones'"):
         plots.learning_curves({"bare": Record("bare", {}, {}, {})})
     with pytest.raises(UserError, match="unknown score 'topk': did you mean 'top_k'"):
         plots.learning_curves(RUNS, "topk")
