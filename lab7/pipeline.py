@@ -193,9 +193,10 @@ def load_pipeline(
         UserError: If the folder does not hold such a pipeline.
     """
     path = GENERATOR_DIR if path is None else Path(path)
-    for part in ("model_index.json", _WEIGHTS):
-        if not (path / part).is_file():
-            raise MissingFileError(f"no saved generator in {path}: {part} is missing")
+    with user_files():
+        for part in ("model_index.json", _WEIGHTS):
+            if not (path / part).is_file():
+                raise MissingFileError(f"no saved generator in {path}: {part} is missing")
     try:
         index = read_json(path / "model_index.json")
         own_scheduler = diffusion.load_scheduler(path / "scheduler", index["scheduler"][1])
@@ -235,6 +236,7 @@ def fill_network(unet: ConditionalUNet, weights: Mapping[str, Tensor], source: s
     unet.load_state_dict(weights)
 
 
+@user_files()
 def save_pipeline(pipeline: ConditionalDDPMPipeline, path: str | Path) -> None:
     """Save a pipeline in diffusers' layout, the weights in float16 (half the size on disk).
 
@@ -246,7 +248,7 @@ def save_pipeline(pipeline: ConditionalDDPMPipeline, path: str | Path) -> None:
         path: Folder to write; a saved pipeline there is replaced once the new one is complete.
 
     Raises:
-        UserError: If the folder holds something else.
+        UserError: If the folder holds something else, or cannot be written.
     """
     path = Path(path)
     if path.exists() and not (path / "model_index.json").is_file():
@@ -256,10 +258,9 @@ def save_pipeline(pipeline: ConditionalDDPMPipeline, path: str | Path) -> None:
     halved = ConditionalDDPMPipeline(half, pipeline.scheduler, **pipeline.settings())
     unfinished = path.with_name(path.name + ".unfinished")
     try:
-        with user_files():
-            halved.save_pretrained(unfinished)
-            shutil.rmtree(path, ignore_errors=True)
-            os.replace(unfinished, path)
+        halved.save_pretrained(unfinished)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(unfinished, path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
