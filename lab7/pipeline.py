@@ -236,7 +236,6 @@ def fill_network(unet: ConditionalUNet, weights: Mapping[str, Tensor], source: s
     unet.load_state_dict(weights)
 
 
-@user_files()
 def save_pipeline(pipeline: ConditionalDDPMPipeline, path: str | Path) -> None:
     """Save a pipeline in diffusers' layout, the weights in float16 (half the size on disk).
 
@@ -248,7 +247,7 @@ def save_pipeline(pipeline: ConditionalDDPMPipeline, path: str | Path) -> None:
         path: Folder to write; a saved pipeline there is replaced once the new one is complete.
 
     Raises:
-        UserError: If the folder holds something else, or cannot be written.
+        UserError: If the folder holds something else.
     """
     path = Path(path)
     if path.exists() and not (path / "model_index.json").is_file():
@@ -258,9 +257,10 @@ def save_pipeline(pipeline: ConditionalDDPMPipeline, path: str | Path) -> None:
     halved = ConditionalDDPMPipeline(half, pipeline.scheduler, **pipeline.settings())
     unfinished = path.with_name(path.name + ".unfinished")
     try:
-        halved.save_pretrained(unfinished)
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(unfinished, path)
+        with user_files():
+            halved.save_pretrained(unfinished)
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(unfinished, path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
