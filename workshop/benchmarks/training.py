@@ -25,13 +25,14 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile, schedule
 from torch.utils.flop_counter import FlopCounterMode
 
+from lab7.batches import Batches
 from lab7.dataset import ICLEVRDataset, to_float
 from lab7.devices import choose_device, should_compile
 from lab7.diffusion import diffusion_loss
 from lab7.experiments import ORIGINALS, TrainConfig, get_experiment
 from lab7.model import ConditionalUNet
 from lab7.records import describe_machine
-from lab7.training import Batches, train
+from lab7.training import train
 from workshop.benchmarks.png_files import PNGFolder, write_pngs
 
 WORKERS = 2
