@@ -167,7 +167,7 @@ _ORIGINAL = TrainConfig(  # the original report's; what is not named is a defaul
 
 # What two cores can train in an hour or two: the same six levels, behind patches of 2 and a quarter
 # as wide. A short training needs a faster optimizer, and an average instead of a long decay.
-# They predict x0: with epsilon so short a training leaves them near chance, as two of them show.
+# They predict x0: with epsilon so short a training leaves them near chance (twin-cosine-epsilon).
 _TWIN = replace(
     _ORIGINAL,
     unet=_ORIGINAL.unet | {
