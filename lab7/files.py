@@ -30,7 +30,7 @@ def read_json(path: str | Path) -> Any:
             others = [str(file) for file in path.parent.glob("*.json")]
             raise MissingFileError(f"no file {path}{did_you_mean(path, others)}")
         if not path.is_file():
-            raise FileError(f"{path} is {_kind(path)}, not a file")
+            raise FileError(f"{path} is {kind_of(path)}, not a file")
         content = path.read_bytes()
     try:
         return json.loads(content)
@@ -99,7 +99,7 @@ def require_replaceable(path: Path) -> None:
     """
     require_place(path.parent)
     if path.exists() and not path.is_file():
-        raise FileError(f"{path} is {_kind(path)}, not a file: choose another output")
+        raise FileError(f"{path} is {kind_of(path)}, not a file: choose another output")
 
 
 def require_place(folder: Path) -> None:
@@ -127,7 +127,8 @@ def require_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def _kind(path: Path) -> str:
+def kind_of(path: Path) -> str:
+    """Say what a path that is there is, other than a file."""
     return "a folder" if path.is_dir() else "a device"
 
 

@@ -193,9 +193,10 @@ def load_pipeline(
         UserError: If the folder does not hold such a pipeline.
     """
     path = GENERATOR_DIR if path is None else Path(path)
-    for part in ("model_index.json", _WEIGHTS):
-        if not (path / part).is_file():
-            raise MissingFileError(f"no saved generator in {path}: {part} is missing")
+    with user_files():
+        for part in ("model_index.json", _WEIGHTS):
+            if not (path / part).is_file():
+                raise MissingFileError(f"no saved generator in {path}: {part} is missing")
     try:
         index = read_json(path / "model_index.json")
         own_scheduler = diffusion.load_scheduler(path / "scheduler", index["scheduler"][1])
