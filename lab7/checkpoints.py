@@ -208,6 +208,7 @@ def open_folder(
     _trim_log(folder / "log.jsonl", 0 if state is None else state["step"])
 
 
+@user_files()
 def read_environment(folder: Path) -> dict[str, Any]:
     """Return the environment in which a run was started; {} where there is no run."""
     path = folder / "environment.json"

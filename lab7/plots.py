@@ -305,16 +305,6 @@ def noise_schedules(schedules: Mapping[str, Any]) -> Chart:
     return chart
 
 
-@styled
-def label_matrix(values: Any, name: str, **colors: Any) -> Chart:
-    """Show a value for each pair of labels, (24, 24); colors are options of `Axes.imshow`."""
-    chart, (axes,) = make_panels(5.6)
-    image = _draw_fields(axes, values, LABELS, LABELS, **colors)
-    axes.tick_params(axis="x", rotation=90)
-    chart.colorbar(image, label=name, shrink=0.6).outline.set_visible(False)
-    return chart
-
-
 def draw_estimates(
     axes: Axes, at: Any, estimates: Iterable, label: str, line: str = "", horizontal: bool = False
 ) -> None:

@@ -178,6 +178,7 @@ class Run:
         """Return the seconds that the learning rate follows: the same in all processes."""
         return broadcast_object_list([self.seconds])[0] if self.config.budget_seconds else 0.0
 
+    @user_files()
     def open(self, progress: bool) -> tqdm:
         """Describe the run in its folder, resume from its latest state, save, and show a bar.
 

@@ -99,10 +99,8 @@ CHARTS = {
         {1: {"top_k": ESTIMATE, "exact_set": ESTIMATE}}
     ),
     "noise_schedules": lambda: plots.noise_schedules({"one": torch.linspace(0.99, 0.01, 9)}),
-    "label_matrix": lambda: plots.label_matrix(torch.eye(24), "similarity", cmap="RdBu"),
     "reliability": lambda: judge_plots.reliability(CALIBRATION),
     "recall_by": lambda: judge_plots.recall_by(RECALL),
-    "confusion_matrix": lambda: judge_plots.confusion_matrix(3 * torch.eye(24).roll(1, 0)),
     "changed_pictures": lambda: judge_plots.changed_pictures(CHANGES),
     "fooled_judges": lambda: judge_plots.fooled_judges(FOOLED),
 }
@@ -240,7 +238,7 @@ def test_learning_curves_of_another_score_and_over_time():
 
 
 def test_learning_curves_name_what_is_not_there():
-    with pytest.raises(UserError, match="record 'bare' has no 'milestones'"):
+    with pytest.raises(UserError, match="record 'bare' 'milestones'"):
         plots.learning_curves({"bare": Record("bare", {}, {}, {})})
     with pytest.raises(UserError, match="unknown score 'topk': did you mean 'top_k'"):
         plots.learning_curves(RUNS, "topk")
@@ -309,12 +307,6 @@ def test_recall_has_a_panel_for_each_part_and_both_judges():
     for axes in chart.axes:
         heights = [set(container.lines[0].get_ydata()) for container in axes.containers]
         assert heights == [{0.9}, {0.95}]
-
-
-def test_confusions_are_written_where_they_are():
-    axes = CHARTS["confusion_matrix"]().axes[0]
-    assert [text.get_text() for text in axes.texts] == ["3"] * 24
-    assert axes.texts[0].get_position() == (23, 0), "column: taken for; row: what it is"
 
 
 def test_fooled_judges_have_a_row_for_each_kind():

@@ -12,6 +12,7 @@ from lab7.estimates import Estimate
 from lab7.evaluator import top_k_hits
 from lab7.experiments import get_experiment
 from lab7.labels import LABELS, encode, load_conditions
+from lab7.layouts import find_layout
 from lab7.records import append_log, original_scores, read_record, write_record
 from lab7.sampling import to_grid
 from lab7.scoring import Fidelity, Verdicts, score_verdicts
@@ -224,7 +225,7 @@ def work(tmp_path, report, results, data):
     """All that report.typ reads, ready for `typeset`."""
     shutil.copytree(report / "figures", tmp_path / "figures")
     records = report_build.read_records(results)
-    report_build.gather(records, results, data, tmp_path)
+    report_build.gather(records, results, find_layout(data), tmp_path)
     return tmp_path
 
 
@@ -389,7 +390,7 @@ def test_missing_key_is_named(work, file, parent, key, message):
     ("name", "key", "message"),
     [
         ("sweep", None, "unknown record of .* 'sweep'"),
-        ("ours", "test.pictures", "metric of record 'ours' 'test.pictures.seen'"),
+        ("ours", "test.pictures", "metric of record 'ours' 'test.pictures.counted'"),
     ],
 )
 def test_missing_result_leaves_nothing_behind(results, data, tmp_path, name, key, message):

@@ -85,7 +85,7 @@ def test_a_full_disk_is_said_and_leaves_what_was_there(pipeline, tmp_path, monke
         written(picture, path, *arguments)
 
     monkeypatch.setattr(Image.Image, "save", save)
-    with pytest.raises(UserError, match=r"No space left on device: .*denoising.png"):
+    with pytest.raises(UserError, match=r"No space left on device: .*out"):
         write_samples(pipeline, CONDITIONS[:1], tmp_path / "out", 5)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "no temporary folder is left"

@@ -10,14 +10,11 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from lab7.labels import COLORS, LABELS
 from lab7.plots import (
-    FAINT,
     INK,
     Chart,
     draw_estimates,
     field,
-    label_matrix,
     make_panels,
     styled,
     words,
@@ -100,24 +97,6 @@ def recall_by(recall: Mapping[str, Mapping[str, Any]], parts: Sequence[str] = (*
         axes.set_xlabel(_PARTS[part])
     panels[0].set(ylabel="share of objects seen", ylim=(None, 1.003))
     chart.legend_below()
-    return chart
-
-
-@styled
-def confusion_matrix(taken: Any) -> Chart:
-    """Show which label is taken for which: (24, 24) counts, a row for each true label."""
-    counts = np.asarray(taken).astype(float)
-    chart = label_matrix(np.where(counts > 0, counts, np.nan), "objects", cmap="Blues", vmin=0)
-    axes = chart.axes[0]
-    for (row, column), count in np.ndenumerate(counts.astype(int)):
-        if count:
-            bright = count > 0.6 * counts.max()
-            color = "white" if bright else INK
-            axes.text(column, row, count, size=6, ha="center", va="center", color=color)
-    for edge in range(len(COLORS), len(LABELS), len(COLORS)):
-        axes.axhline(edge - 0.5, color=FAINT, linewidth=0.6)
-        axes.axvline(edge - 0.5, color=FAINT, linewidth=0.6)
-    axes.set(xlabel="taken for", ylabel="what it is")
     return chart
 
 
