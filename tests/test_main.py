@@ -414,10 +414,11 @@ def test_places_without_permission_are_named(tiny, tmp_path):
     bound = bound if os.geteuid() == 0 else []
     if bound and shutil.which("setpriv") is None:
         pytest.skip("as root this test needs setpriv, of util-linux")
-    (tmp_path / "closed").mkdir()
+    closed = tmp_path / "closed"
+    closed.mkdir()
     shutil.copy(DATA_DIR / "test.json", tmp_path / "test.json")
     tmp_path.chmod(0o555)
-    (tmp_path / "closed").chmod(0)
+    closed.chmod(0)
     (tmp_path / "test.json").chmod(0)
     commands = [
         ["train", "smoke", "--output", tmp_path / "mine"],
@@ -427,7 +428,15 @@ def test_places_without_permission_are_named(tiny, tmp_path):
         ["evaluate", *tiny, "--failures", tmp_path / "mine"],
         ["report", "--output", tmp_path / "mine"],
         ["sample", *tiny, "--conditions", tmp_path / "test.json"],
-        ["sample", *tiny, "--conditions", tmp_path / "closed" / "test.json"],
+        ["sample", *tiny, "--conditions", closed / "test.json"],
+        ["sample", "red cube", "--checkpoint", closed / "pipeline"],
+        ["sample", "red cube", *tiny[:2], "--evaluator", closed / "evaluator.safetensors"],
+        ["train", "smoke", "--data", closed],
+        ["evaluate", *tiny, "--images", closed / "images"],
+        ["experiments", "smoke", "--plan", "--results", closed / "results"],
+        ["examine", "--renders", closed / "renders"],
+        ["report", "--results", closed / "results"],
+        ["adopt", closed / "mine.pth"],
     ]
     arguments = json.dumps([list(map(str, command)) for command in commands])
     done = subprocess.run(
@@ -437,7 +446,7 @@ def test_places_without_permission_are_named(tiny, tmp_path):
     for result in json.loads(done.stdout.splitlines()[-1]):
         assert_fails(result, f"Permission denied: {tmp_path}")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["closed", "test.json"]
-    (tmp_path / "closed").chmod(0o755)  # for pytest, which removes it
+    closed.chmod(0o755)  # for pytest, which removes it
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs limits of Unix")
