@@ -564,7 +564,7 @@ def test_settings_that_make_no_sense_are_named(run, tiny, tmp_path, embedded_roo
     assert_fails(run(*given, "--guidance", "nan"), "guidance_scale nan")
     assert_fails(run(*given, "--steps", 0), "num_inference_steps 0", "1 … 1000")
     assert_fails(run(*given, "--count", 0), "count 0")
-    assert_fails(run(*given, "--seed", 2**64), f"seed {2**64} is not within 0")
+    assert_fails(run(*given, "--seed", 2**64), f"seed {2**64} within 0")
     records = ["--results", tmp_path / "results", "--data", embedded_root, *tiny]
     assert_fails(run("evaluate", "--repetitions", 0, *records), "repetitions 0")
     assert_fails(run("sweep", "--guidance", "--steps", 1, *records), "guidance")
