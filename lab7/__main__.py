@@ -113,8 +113,8 @@ def sample(
 
     if bool(labels) == (conditions is not None):
         raise UserError('give either labels, such as "red cube, blue cylinder", or --conditions')
-    if count < 1:
-        raise UserError(f"count {count} must be at least 1")
+    if count < 1 or not 0 <= seed < 2**63:
+        raise UserError(f"count {count} must be at least 1, and seed {seed} within 0 … 2**63 - 1")
     text = " ".join(labels)
     wanted = [parse_condition(text)] * count if labels else find_conditions(conditions, data)
     summary = write_samples(

@@ -83,6 +83,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{name} {value} must be above 0")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed {self.seed} is not within 0 … 2**63 - 1")
         for name in ("label_dropout", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} {getattr(self, name)} is not within 0 … 1")

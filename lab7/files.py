@@ -20,17 +20,12 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file in any encoding of Unicode, with or without a byte order mark.
 
     Raises:
-        MissingFileError: No such file; the message names the nearest one in the folder.
+        MissingFileError: No such file, see `existing_file`.
         FileError: It cannot be read.
         UserError: The file is not JSON; the message has the line and what stands there.
     """
-    path = Path(path)
+    path = existing_file(path)
     with user_files(path):
-        if not path.exists():
-            others = [str(file) for file in path.parent.glob("*.json")]
-            raise MissingFileError(f"no file {path}{did_you_mean(path, others)}")
-        if not path.is_file():
-            raise FileError(f"{path} is {_kind(path)}, not a file")
         content = path.read_bytes()
     try:
         return json.loads(content)
@@ -99,7 +94,7 @@ def require_replaceable(path: Path) -> None:
     """
     require_place(path.parent)
     if path.exists() and not path.is_file():
-        raise FileError(f"{path} is {_kind(path)}, not a file: choose another output")
+        raise FileError(f"{path} is {kind_of(path)}, not a file: choose another output")
 
 
 def require_place(folder: Path) -> None:
@@ -127,13 +122,31 @@ def require_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def _kind(path: Path) -> str:
+def kind_of(path: Path) -> str:
+    """Say what a path that is there is, other than a file."""
     return "a folder" if path.is_dir() else "a device"
 
 
 def user_path(path: str | Path) -> Path:
     """Return the path that a user typed, perhaps with `~` or in quotes."""
     return Path(os.path.expanduser(str(path).strip("\"'“” ")))
+
+
+def existing_file(path: str | Path) -> Path:
+    """Return the file that a user named, see `user_path`.
+
+    Raises:
+        MissingFileError: There is none; the message names the nearest in the folder.
+        FileError: It is a folder or a device.
+    """
+    file = user_path(path)
+    with user_files(file):
+        if not file.exists():
+            others = [str(other) for other in file.parent.glob(f"*{file.suffix}")]
+            raise MissingFileError(f"no file {file}{did_you_mean(file, others)}")
+        if not file.is_file():
+            raise FileError(f"{file} is {kind_of(file)}, not a file")
+    return file
 
 
 def existing_folder(path: str | Path) -> Path:

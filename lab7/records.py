@@ -102,6 +102,7 @@ def write_record(
     return folder
 
 
+@user_files()
 def read_record(run_name: str, root: str | Path = RESULTS_DIR) -> Record:
     """Read one record.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lab7.errors import MissingFileError, UserError, user_files
-from lab7.files import user_path, write_atomically
+from lab7.files import kind_of, user_path, write_atomically
 
 _DEPTH = 4  # dictionaries within dictionaries that are looked through
 _ARCHIVES = (b"Rar!", b"7z\xbc\xaf", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
@@ -72,8 +72,8 @@ def read_checkpoint(path: str | Path) -> Any:
     with user_files():
         if not path.exists():
             raise MissingFileError(f"no file of weights {path}")
-        if path.is_dir():
-            raise UserError(f"{path} is a folder: name the file of weights")
+        if not path.is_file():
+            raise UserError(f"{path} is {kind_of(path)}: name the file of weights")
         with open(path, "rb") as file:
             start = file.read(16)
     try:

@@ -64,3 +64,9 @@ def test_unknown_names_get_the_nearest():
     message = "unknown sampler 'ddin': did you mean 'ddim'? One of two"
     assert str(unknown("sampler", "ddin", ("ddpm", "ddim"), "One of two")) == message
     assert str(unknown("record", "ours", [])) == "unknown record 'ours': there is none"
+
+
+def test_files_are_named_as_people_do(tmp_path, monkeypatch):
+    (tmp_path / "a b.json").write_text("[1]")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read_json(f"'{tmp_path}/a b.json' ") == read_json("~/a b.json") == [1]

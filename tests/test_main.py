@@ -1,5 +1,6 @@
 """The command line: what it writes and prints, and one-line errors with exit code 2."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -374,16 +375,18 @@ def test_bad_weights_are_refused(run, saved_pipeline, tmp_path):
 
 
 @pytest.mark.parametrize("mistake", [ValueError, FileNotFoundError, RuntimeError])
-def test_a_mistake_in_the_code_keeps_its_traceback(run, tiny, tmp_path, monkeypatch, mistake):
-    def forward(self, xt, t, cond):
+@pytest.mark.parametrize("where", ["__init__", "forward"])
+def test_a_mistake_in_model_py_keeps_its_traceback(
+    run, tiny, tmp_path, monkeypatch, where, mistake
+):
+    def changed(self, *args, **kwargs):
         raise mistake("of a student")
 
-    monkeypatch.setattr(ConditionalUNet, "forward", forward)
-    commands = (["sample", "red cube", "--out", tmp_path / "o", *tiny], ["train", "smoke"])
-    for command in commands:
+    monkeypatch.setattr(ConditionalUNet, where, changed)
+    for command in (["sample", "red cube", "--out", tmp_path / "o", *tiny], ["train", "smoke"]):
         with pytest.raises(mistake, match="of a student") as error:
             run(*command)
-        assert not isinstance(error.value, UserError) and error.traceback[-1].name == "forward"
+        assert not isinstance(error.value, UserError) and error.traceback[-1].name == "changed"
 
 
 # Runs several commands in one process: loading PyTorch takes seconds.
@@ -414,10 +417,11 @@ def test_places_without_permission_are_named(tiny, tmp_path):
     bound = bound if os.geteuid() == 0 else []
     if bound and shutil.which("setpriv") is None:
         pytest.skip("as root this test needs setpriv, of util-linux")
-    (tmp_path / "closed").mkdir()
+    closed = tmp_path / "closed"
+    closed.mkdir()
     shutil.copy(DATA_DIR / "test.json", tmp_path / "test.json")
     tmp_path.chmod(0o555)
-    (tmp_path / "closed").chmod(0)
+    closed.chmod(0)
     (tmp_path / "test.json").chmod(0)
     commands = [
         ["train", "smoke", "--output", tmp_path / "mine"],
@@ -427,7 +431,15 @@ def test_places_without_permission_are_named(tiny, tmp_path):
         ["evaluate", *tiny, "--failures", tmp_path / "mine"],
         ["report", "--output", tmp_path / "mine"],
         ["sample", *tiny, "--conditions", tmp_path / "test.json"],
-        ["sample", *tiny, "--conditions", tmp_path / "closed" / "test.json"],
+        ["sample", *tiny, "--conditions", closed / "test.json"],
+        ["sample", "red cube", "--checkpoint", closed / "pipeline"],
+        ["sample", "red cube", *tiny[:2], "--evaluator", closed / "evaluator.safetensors"],
+        ["train", "smoke", "--data", closed],
+        ["evaluate", *tiny, "--images", closed / "images"],
+        ["experiments", "smoke", "--plan", "--results", closed / "results"],
+        ["examine", "--renders", closed / "renders"],
+        ["report", "--results", closed / "results"],
+        ["adopt", closed / "mine.pth"],
     ]
     arguments = json.dumps([list(map(str, command)) for command in commands])
     done = subprocess.run(
@@ -437,14 +449,23 @@ def test_places_without_permission_are_named(tiny, tmp_path):
     for result in json.loads(done.stdout.splitlines()[-1]):
         assert_fails(result, f"Permission denied: {tmp_path}")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["closed", "test.json"]
-    (tmp_path / "closed").chmod(0o755)  # for pytest, which removes it
+    closed.chmod(0o755)  # for pytest, which removes it
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs limits of Unix")
+@contextlib.contextmanager
+def largest_file(size):
+    """Let no file grow beyond so many bytes, as on a disk that is full then."""
+    resource = pytest.importorskip("resource")  # of Unix
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.filterwarnings("ignore:.*there is no cache")
 def test_a_full_disk_is_one_line(run, tiny, tmp_path, embedded_root):
-    import resource
-
-    assert run("sample", "red cube", "--out", tmp_path / "before", *tiny)[0] == 0
     conditions = tmp_path / "c.json"
     conditions.write_text('[["red cube"]]')
     given = ["--conditions", conditions, "--data", embedded_root, "--repetitions", 1, *tiny]
@@ -453,15 +474,14 @@ def test_a_full_disk_is_one_line(run, tiny, tmp_path, embedded_root):
         ["evaluate", "--failures", tmp_path / "o", *given],
         ["report", "--output", tmp_path / "o"],
     )
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     for command in commands:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))  # bytes of a file
-        try:
+        with largest_file(500):
             result = run(*command)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert_fails(result, "File too large")
         assert not [path for path in tmp_path.glob("o/**/*") if path.is_file()]
+    with largest_file(100_000):
+        result = run("train", "smoke", "--data", embedded_root, "--output", tmp_path / "run")
+    assert_fails(result, "training state", "File too large")
 
 
 @pytest.mark.parametrize(
@@ -544,12 +564,14 @@ def test_settings_that_make_no_sense_are_named(run, tiny, tmp_path, embedded_roo
     assert_fails(run(*given, "--guidance", "nan"), "guidance_scale nan")
     assert_fails(run(*given, "--steps", 0), "num_inference_steps 0", "1 … 1000")
     assert_fails(run(*given, "--count", 0), "count 0")
+    assert_fails(run(*given, "--seed", 2**64), f"seed {2**64} within 0")
     records = ["--results", tmp_path / "results", "--data", embedded_root, *tiny]
     assert_fails(run("evaluate", "--repetitions", 0, *records), "repetitions 0")
     assert_fails(run("sweep", "--guidance", "--steps", 1, *records), "guidance")
     training = ["train", "smoke", "--output", tmp_path / "run", "--data", embedded_root]
     assert_fails(run(*training, "--learning-rate", "nan"), "learning_rate nan")
     assert_fails(run(*training, "--budget", 0), "budget_seconds 0")
+    assert_fails(run(*training, "--seed", -1), "seed -1 is not within 0")
     assert_fails(run(*training, "--minutes", -1), "max_seconds -60")
     assert_fails(run("train-evaluator", "--epochs", 0), "epochs 0")
     rendering = ["render", "evaluator", "--output", tmp_path / "renders"]

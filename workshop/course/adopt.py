@@ -5,6 +5,7 @@ show whether that was right.
 """
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def read_network(
         MissingFileError: No such file.
         UserError: It is damaged, could run code, or holds no network of the kinds known.
     """
-    file, saved = _read_folder(path) if path.is_dir() else (path, {})
+    file, saved = _read_folder(path) if os.path.isdir(path) else (path, {})
     place, weights = find_network(read_checkpoint(file), file, key)
     usual, given = vars(Options()), vars(options)
     given = {name: value for name, value in given.items() if value != usual[name]}

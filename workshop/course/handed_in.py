@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lab7.dataset import IMAGE_SIZE, SCORED, squeeze, to_float
 from lab7.errors import UserError, user_files
-from lab7.files import user_path
+from lab7.files import existing_file, user_path
 from lab7.layouts import only
 from lab7.weight_files import explain_file
 
@@ -64,6 +64,7 @@ def _numbered_folders(path: Path) -> dict[Place, Files]:
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:
+    path = existing_file(path)
     for encoding in _ENCODINGS:
         with contextlib.suppress(UnicodeDecodeError, zipfile.BadZipFile, NotImplementedError):
             archive = zipfile.ZipFile(path, metadata_encoding=encoding)

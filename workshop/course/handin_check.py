@@ -5,6 +5,7 @@ the pictures 0.png, 1.png, ….
 """
 
 import io
+import os
 import re
 import zipfile
 import zlib
@@ -71,7 +72,7 @@ def check_handin(
         MissingFileError: There is no such file.
         UserError: It is no zip.
     """
-    if isinstance(file, Path) and not file.is_file():
+    if isinstance(file, Path) and not os.path.isfile(file):
         raise MissingFileError(f"{file} is no file: give the zip that is handed in")
     counts = {f"images/{key}": len(named_conditions(key, data)) for key in SCORED}
     try:

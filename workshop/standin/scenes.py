@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from lab7.dataset import NUM_UNSEEN, STEPS, read_pack
-from lab7.errors import MissingFileError, UserError
+from lab7.errors import MissingFileError, UserError, user_files
 from lab7.files import read_json, require_place, require_writable, write_atomically
 from lab7.labels import LABELS, NUM_LABELS
 from workshop.standin import rendering
@@ -188,6 +188,7 @@ def render_set(
     write_json(output / "objects.json", {label: i for i, label in enumerate(LABELS)})
 
 
+@user_files()
 def read_scenes(folder: str | Path) -> tuple[Tensor, Tensor]:
     """Read the scenes that `render_set` described in scenes.json.
 

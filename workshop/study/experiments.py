@@ -14,7 +14,7 @@ from typing import Any
 from lab7.auditor import Auditor
 from lab7.dataset import CONDITION_FILES, ICLEVRDataset, named_conditions
 from lab7.devices import choose_device, estimate_seconds
-from lab7.errors import UserError
+from lab7.errors import UserError, user_files
 from lab7.evaluator import Evaluator
 from lab7.experiments import TWINS, TrainConfig, get_experiment
 from lab7.files import read_json, write_atomically
@@ -174,10 +174,12 @@ def print_plan(
         print(f"{left / 3600:.1f} hours of training left on this machine, until about {until}")
 
 
+@user_files()
 def _recorded(trial: str, results: Path) -> bool:
     return (results / record_name(trial) / "metrics.json").exists()
 
 
+@user_files()
 def _last_step(run: Path) -> int:
     return read_log(run / "log.jsonl")[-1]["step"] if (run / "log.jsonl").exists() else 0
 
