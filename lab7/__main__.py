@@ -21,6 +21,8 @@ def train(
     /,
     output: Path | None = None,
     data: options.Data = None,
+    pictures: options.Pictures = None,
+    rescan: bool = False,
     minutes: float | None = None,
     budget: float | None = None,
     steps: int | None = None,
@@ -43,6 +45,8 @@ def train(
             twin-channels, twin-one-layer, twin-half-channels, twin-cosine, and the
             same five in full size, original-baseline, ….
         output: Folder of the run; by default runs/NAME.
+        rescan: Read all pictures anew; otherwise those in the cache are taken as long as their
+            folder looks the same.
         minutes: Stop after so many minutes, to be resumed later.
         budget: Minutes of the whole training: the learning rate runs out with them.
         steps: Optimizer steps of the whole training; more of them extend a finished one.
@@ -72,9 +76,8 @@ def train(
         seed=seed,
     )
     place = choose_device(device)
-    hours = estimate_seconds(config, place) / 3600
-    print(f"{name}: {experiment.description}; about {hours:.1f} hours of training on {place.type}")
-    dataset, seconds = ICLEVRDataset(data), _seconds(minutes)
+    _announce(f"{name}: {experiment.description}", estimate_seconds(config, place), place.type)
+    dataset, seconds = ICLEVRDataset(data, pictures=pictures, rescan=rescan), _seconds(minutes)
     training.train(config, dataset, output, resume=resume, max_seconds=seconds, device=place)
     print(f"saved {output / 'pipeline'}")
 
@@ -141,6 +144,7 @@ def evaluate(
     scheduler: options.Sampler = None,
     evaluator: options.Weights = None,
     data: options.Data = None,
+    pictures: options.Pictures = None,
     record: str | None = None,
     results: options.Results = options.RESULTS,
     failures: Path = options.ROOT / "build" / "failures",
@@ -161,17 +165,17 @@ def evaluate(
     from workshop.study import evaluation
     from workshop.study.recording import record_generator
 
-    data = find_layout(data)
+    data = find_layout(data, pictures)
     evaluation.check_places(images, record, failures, results, checkpoint, data)
     sets = evaluation.read_sets(conditions, data, record)
     if images is not None:  # before what takes long
-        pictures = evaluation.read_pictures(images, sets)
+        handed_in = evaluation.read_pictures(images, sets)
     else:
         pipeline = load_pipeline(checkpoint, device, scheduler)
         settings = {"num_inference_steps": steps, "guidance_scale": guidance}
     judges = evaluation.load_judges(evaluator, data, device)
     if images is not None:
-        scored = evaluation.score_pictures(pictures, sets, judges)
+        scored = evaluation.score_pictures(handed_in, sets, judges)
     else:
         scored = evaluation.score_generator(pipeline, sets, judges, repetitions, settings)
     evaluation.show_scores(scored, failures)
@@ -194,6 +198,11 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _announce(what: str, seconds: float, place: str) -> None:
+    whole = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
+    print(f"{what}; about {whole} of training on {place}")
 
 
 def _seconds(minutes: float | None) -> float | None:

@@ -16,6 +16,10 @@ Results = Annotated[Path, arg(help="Folder of the records.")]
 Data = Annotated[
     Path | None, arg(help="The course's folder; by default $LAB7_DATA, else the embedded set.")
 ]
+Pictures = Annotated[
+    Path | None,
+    arg(help="Folder of the course's PNGs if not in DATA; by default $LAB7_PICTURES, else DATA."),
+]
 Weights = Annotated[
     Path | None, arg(help="Weights of the evaluator; by default checkpoint.pth of DATA, else ours.")
 ]

@@ -93,8 +93,6 @@ def draw_grid(
 
 def counted_labels(record: Record, name: str) -> list[list[str]]:
     """Return the labels of the objects that the auditor finds in each picture of a set."""
-    if "counted" in record.get(name):  # records of before every picture's verdict was kept
-        return record.get(f"{name}.counted")
     return label_names(record.get(f"{name}.pictures.counted"))
 
 

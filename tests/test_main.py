@@ -175,7 +175,11 @@ def test_the_courses_folder_serves_every_command(run, course_root, tmp_path, mon
     torch.save({"model": network.state_dict()}, course_root / "checkpoint.pth")
     monkeypatch.setenv("LAB7_DATA", str(course_root))
     mine, out = tmp_path / "run", tmp_path / "images"
-    assert run("train", "smoke", "--output", mine)[0] == 0
+    elsewhere = (course_root / "iclevr").rename(tmp_path / "elsewhere")
+    given = ["--pictures", elsewhere, "--rescan"]
+    code, printed, _ = run("train", "smoke", "--output", mine, *given)
+    assert code == 0 and "minutes of training on cpu" in printed
+    elsewhere.rename(course_root / "iclevr")
     given = ["--conditions", "test", "--checkpoint", mine / "pipeline"]
     assert run("sample", *given, "--out", out)[0] == 0
     assert json.loads((out / "samples.json").read_text())["conditions"][0] == ["red cube"]
