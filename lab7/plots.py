@@ -337,12 +337,20 @@ def words(score: str) -> str:
     return {"top_k": "top-k"}.get(score, score.replace("_", " "))
 
 
-def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
+class Table(str):
+    """A table in Markdown that notebooks show as such."""
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
+
+def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> Table:
     """Write a Markdown table; columns that hold mostly numbers are set to the right."""
     columns = [[str(cell) for cell in column] for column in zip(*rows, strict=True)]
     numbers = [sum(text[:1].isdigit() for text in column) for column in columns]
     marks = ["---:" if 2 * count > len(rows) else "---" for count in numbers]
-    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in (header, marks, *rows))
+    lines = (f"| {' | '.join(map(str, cells))} |" for cells in (header, marks, *rows))
+    return Table("\n".join(lines))
 
 
 def interval_text(estimate: Any, form: str = "{:.3f}", times: float = 1) -> str:

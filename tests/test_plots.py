@@ -318,3 +318,8 @@ def test_fooled_judges_have_a_row_for_each_kind():
         "exact scene, auditor": [0, 0],
         "top-k, the course's score": [0.9, 0.9],
     }
+
+
+def test_tables_show_themselves_in_notebooks():
+    table = plots.table(["name", "value"], [["a", 1], ["b", 2]])
+    assert table._repr_markdown_() == "| name | value |\n| --- | ---: |\n| a | 1 |\n| b | 2 |"
