@@ -163,21 +163,6 @@ def top_k_accuracy(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
     return int(top_k_hits(probabilities, labels).sum()) / int((labels > THRESHOLD).sum())
 
 
-def exact_set_accuracy(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
-    """Return the share of pictures in which exactly the labels (B, 24) pass the threshold."""
-    exact = ((probabilities >= THRESHOLD) == (labels > THRESHOLD)).all(1)
-    return int(exact.sum()) / len(exact)
-
-
-def per_label_recall(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return (24,): of the pictures that have a label, the share in which it passes the threshold.
-
-    Labels that no picture has give NaN.
-    """
-    wanted = labels > THRESHOLD
-    return ((probabilities >= THRESHOLD) & wanted).sum(0) / wanted.sum(0)
-
-
 def top_k_hits(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return how many of its k labels are among each picture's k highest outputs, (B,).
 

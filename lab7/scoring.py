@@ -1,11 +1,5 @@
-"""Every score of pictures, with its interval, from the verdicts of both judges on each picture.
+"""Every score of pictures, with its interval, from the verdicts of both judges on each picture."""
 
-Labels cannot tell whether a generator draws one picture a label, pictures of another kind, or
-copies of those it was trained on. Distances between what the auditor's network sees in pictures
-(`Auditor.features`) can.
-"""
-
-import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,27 +7,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from lab7.auditor import Audit, Auditor, scene_ratios
-from lab7.cache import cache_folder
-from lab7.dataset import ICLEVRDataset, data_hash
 from lab7.diffusion import scheduler_name
 from lab7.errors import UserError, unknown
 from lab7.estimates import Estimate, Values, difference, mean, share
 from lab7.evaluator import THRESHOLD, Evaluator, Scores, label_ratios, top_k_hits
-from lab7.files import write_atomically
 from lab7.labels import LABELS, NUM_LABELS, encode
 from lab7.pipeline import ConditionalDDPMPipeline
 from lab7.records import Record, comparable, trainings
 
 Conditions = Sequence[Sequence[str]]
 Ratios = dict[str, tuple[Values, Values]]  # by score, numerators and denominators of pictures
-PARTS = ("scores", "audit", "agreement", "fidelity")  # of what `score_verdicts` returns
-_WORDS = {"top_k": "top-k", "f1": "F1"}
 _MORE_IS_BETTER = ("top_k", "exact_set", "precision", "recall", "f1", "exact_scene")
-_REAL_PICTURES = 2000  # that a set is compared with
-_Z = 1.959964  # 97.5 % quantile of the normal distribution
 
 
 @dataclass(frozen=True)
@@ -137,7 +123,7 @@ def draw_and_judge(
     conditions: Conditions,
     evaluator: Evaluator,
     auditor: Auditor | None = None,
-    real: "RealPictures | None" = None,
+    real: Any = None,
     repetitions: int = 4,
     first_seed: int = 0,
     num_inference_steps: int | None = None,
@@ -188,7 +174,7 @@ def judge_pictures(
     conditions: Conditions,
     evaluator: Evaluator,
     auditor: Auditor | None = None,
-    real: "RealPictures | None" = None,
+    real: Any = None,
     seeds: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Have pictures judged, and score them.
@@ -198,7 +184,7 @@ def judge_pictures(
         conditions: N lists of labels.
         evaluator: Sees the labels.
         auditor: Counts the objects.
-        real: The training pictures, to compare these with.
+        real: The training pictures, as `workshop.judges.fidelity.RealPictures`, to compare with.
         seeds: Those that the pictures were drawn with.
 
     Returns:
@@ -246,22 +232,6 @@ def score_verdicts(verdicts: Verdicts, kernel_distance: Estimate | None = None) 
     if "fidelity" in parts:
         found["fidelity"] = Fidelity(kernel_distance, mean(verdicts.nearest, groups))
     return found
-
-
-def score_table(sets: Mapping[str, Mapping[str, Any]]) -> str:
-    """Write scores as a table of plain text, a column for each set of conditions.
-
-    Args:
-        sets: By name, what `judge_pictures` returned; of all the same parts.
-    """
-    found = list(sets.values())
-    rows = {"": list(sets)}
-    for part in (part for part in PARTS if part in found[0]):
-        for name in vars(found[0][part]):
-            words = _WORDS.get(name, name.removeprefix("num_").replace("_", " "))
-            rows[words] = [_cell(getattr(metrics[part], name)) for metrics in found]
-    lines = [[f"{words:16}", *(f"{cell:30}" for cell in cells)] for words, cells in rows.items()]
-    return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 def label_names(lists: Iterable[Sequence[int]]) -> list[list[str]]:
@@ -320,115 +290,6 @@ def paired_table(
     return {pair: compare_paired(a, b, part, score) for pair, (a, b) in sides.items()}
 
 
-class RealPictures:
-    """What the auditor sees in the training pictures; computed once and kept in the cache.
-
-    Args:
-        auditor: Whose features are used.
-        dataset: The training pictures.
-    """
-
-    def __init__(self, auditor: Auditor, dataset: ICLEVRDataset):
-        self.auditor = auditor
-        self.sizes = dataset.conditions.sum(1).long()
-        self.features = _cached_features(auditor, dataset.images)
-
-    def compare(
-        self, images: Tensor, labels: Tensor, groups: Tensor | None = None
-    ) -> tuple[Estimate | None, list[float]]:
-        """Return the kernel distance of pictures, and how far each is from the nearest of these.
-
-        Args:
-            images: (B, 3, 64, 64).
-            labels: (B, 24) multi-hot, what they should show.
-            groups: (B,), see `kernel_distance`.
-
-        Returns:
-            The first is None where `Fidelity` says so; the others are rounded to four digits.
-        """
-        features = self.auditor.features(images)
-        alike = self.features[self._of_sizes(labels.sum(1).long())]
-        nearest = nearest_distances(features, self.features)
-        distances = [round(distance, 4) for distance in nearest.tolist()]
-        return kernel_distance(features, alike, groups), distances
-
-    def _of_sizes(self, sizes: Tensor) -> Tensor:
-        """Draw rows whose numbers of objects are distributed as `sizes`, always the same."""
-        generator = torch.Generator().manual_seed(0)
-        rows = []
-        for size, count in zip(*sizes.unique(return_counts=True), strict=True):
-            there = (self.sizes == size).nonzero()[:, 0]
-            wanted = round(_REAL_PICTURES * int(count) / len(sizes))
-            if len(there) == 0:
-                return there
-            rows.append(there[torch.randperm(len(there), generator=generator)[:wanted]])
-        return torch.cat(rows)
-
-
-def kernel_distance(x: Tensor, y: Tensor, groups: Tensor | None = None) -> Estimate | None:
-    """Estimate the kernel distance (KID) of two sets of pictures from their features.
-
-    The squared maximum mean discrepancy with the kernel (a·b/d + 1)³, without bias, so that it is 0
-    on average, and may be below, for two sets of the same kind (Bińkowski et al., “Demystifying MMD
-    GANs”, 2018, eq. 4). Pictures of one condition are more alike than independent ones, so pairs of
-    them do not count. The interval is the jackknife's over groups of x; y counts as given.
-
-    Args:
-        x: (N, d), of the pictures that are judged.
-        y: (M, d), of real pictures.
-        groups: (N,) integers; pictures with the same number share a condition. None: every picture
-            has its own.
-
-    Returns:
-        The distance; None for fewer than three groups, or fewer than two pictures in y.
-    """
-    groups = torch.arange(len(x)) if groups is None else groups
-    _, rows, sizes = groups.unique(return_inverse=True, return_counts=True)
-    count = len(sizes)
-    if count < 3 or len(y) < 2:
-        return None
-    x, y, n = x.double(), y.double(), len(x)
-    within_y = _kernel(y, y).fill_diagonal_(0).sum() / (len(y) * (len(y) - 1))
-    others = _kernel(x, x).masked_fill(rows == rows[:, None], 0).sum(1)
-    pairs, across = rows.bincount(others), rows.bincount(_kernel(x, y).mean(1))  # by group
-    whole = pairs.sum() / (n**2 - sizes.square().sum()) - 2 * across.sum() / n
-    left = n - sizes  # pictures without a group, as is all that follows
-    within = (pairs.sum() - 2 * pairs) / (left**2 - sizes.square().sum() + sizes**2)
-    parts = within - 2 * (across.sum() - across) / left
-    error = ((count - 1) / count * (parts - parts.mean()).square().sum()).sqrt()
-    value, margin = float(whole + within_y), _Z * float(error)
-    return Estimate(value, value - margin, value + margin)
-
-
-def nearest_distances(x: Tensor, y: Tensor) -> Tensor:
-    """Return how far each of x (N, d) is from the nearest of y (M, d), as (N,).
-
-    Args:
-        x: Features of the pictures that are judged.
-        y: Features of the pictures that may have been copied.
-    """
-    exact = "donot_use_mm_for_euclid_dist"  # with matrix products, copies would not be at 0
-    batches = [torch.cdist(batch, y, compute_mode=exact) for batch in x.split(512)]
-    return torch.cat([distances.min(1).values for distances in batches])
-
-
-def _cached_features(auditor: Auditor, images: Tensor) -> Tensor:
-    """Return the features of pictures (N, 3, 64, 64) uint8, from the cache where it has them."""
-    weights = torch.cat([x.flatten().cpu() for x in auditor.network.state_dict().values()])
-    path = cache_folder() / f"features-{data_hash(images, weights)[:32]}.npy"
-    with contextlib.suppress(OSError, EOFError, ValueError):  # not there, or damaged
-        return torch.from_numpy(np.load(path))
-    batches = tqdm(images.split(512), "looking at the training pictures", disable=None, leave=False)
-    features = torch.cat([auditor.features(batch) for batch in batches])
-    with contextlib.suppress(UserError):  # without a cache it is computed again next time
-        write_atomically(path, lambda file: np.save(file, features.numpy()))
-    return features
-
-
-def _kernel(a: Tensor, b: Tensor) -> Tensor:
-    return (a @ b.T / a.shape[1] + 1) ** 3
-
-
 def _ratio(record: Record, part: str, score: str) -> np.ndarray:
     """Return numerators and denominators of a score of a record's pictures, (2, B)."""
     parts = Verdicts(**record.get(f"{part}.pictures")).ratios()
@@ -446,14 +307,6 @@ def _verdict(found: Estimate, seeds: int, spread: float, score: str) -> str:
     if seeds == 1:
         return f"one seed: {word}"
     return {"higher": "better", "lower": "worse"}[word] if score in _MORE_IS_BETTER else word
-
-
-def _cell(found: Estimate | int | None) -> str:
-    if not isinstance(found, Estimate):
-        return "–" if found is None else str(found)
-    if found.hits is None:
-        return f"{found.value:.5f} [{found.low:.5f}, {found.high:.5f}]"
-    return f"{found.value:.4f} [{found.low:.3f}, {found.high:.3f}] {found.hits}/{found.total}"
 
 
 def _list(counts: Tensor) -> list[list[int]]:

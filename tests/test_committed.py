@@ -9,8 +9,9 @@ from lab7.evaluator import WEIGHTS
 from lab7.experiments import get_experiment
 from lab7.options import ROOT
 from lab7.pipeline import GENERATOR_DIR, load_pipeline
-from lab7.records import file_hash, read_record, read_records
+from lab7.records import read_record, read_records
 from report.build import README_MARKS, accuracy_table, build
+from workshop.records import file_hash
 
 REFRESH = "run `make report`"
 

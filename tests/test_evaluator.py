@@ -15,11 +15,10 @@ from lab7.evaluator import (
     build_network,
     compute_scores,
     default_weights,
-    exact_set_accuracy,
-    per_label_recall,
     top_k_accuracy,
 )
 from lab7.layouts import DATA_DIR
+from workshop.judges.evaluator_training import exact_set_accuracy, per_label_recall
 
 
 def course_score(outputs, labels):

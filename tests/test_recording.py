@@ -17,10 +17,12 @@ from lab7.evaluator import Evaluator, build_network
 from lab7.experiments import get_experiment
 from lab7.pipeline import load_pipeline
 from lab7.plots import split_grid
-from lab7.records import file_hash, read_record, read_records
+from lab7.records import read_record, read_records
 from lab7.sampling import to_grid
-from lab7.scoring import RealPictures, Verdicts, draw_and_judge, score_verdicts
+from lab7.scoring import Verdicts, draw_and_judge, score_verdicts
 from report.build import accuracy_table, build
+from workshop.judges.fidelity import RealPictures
+from workshop.records import file_hash
 from workshop.study.recording import record_generator, record_sweep, require_same_pictures
 
 CONDITIONS = [("red cube",), ("blue sphere", "gray cylinder"), ("cyan cube", "cyan sphere")]

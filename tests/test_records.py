@@ -12,15 +12,14 @@ from lab7.records import (
     append_log,
     comparable,
     describe_machine,
-    file_hash,
     original_scores,
     published,
     read_log,
     read_record,
     read_records,
     trainings,
-    write_record,
 )
+from workshop.records import file_hash, write_record
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from lab7.evaluator import top_k_hits
 from lab7.experiments import get_experiment
 from lab7.labels import LABELS, encode, load_conditions
 from lab7.layouts import find_layout
-from lab7.records import append_log, original_scores, read_record, write_record
+from lab7.records import append_log, original_scores, read_record
 from lab7.sampling import to_grid
 from lab7.scoring import Fidelity, Verdicts, score_verdicts
 from report import build as report_build
@@ -22,6 +22,7 @@ from report.fonts.subset import BIG5_ROWS, GB2312_ROWS
 from report.handin import HandIn
 from workshop.judges.evaluator_training import EvaluatorTraining
 from workshop.judges.examination import calibration
+from workshop.records import write_record
 from workshop.standin.packing import write_pack
 
 SETS = {

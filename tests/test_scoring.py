@@ -9,20 +9,19 @@ from lab7.auditor import Auditor, AuditorNetwork, compute_audit
 from lab7.dataset import ICLEVRDataset
 from lab7.evaluator import Evaluator, build_network, compute_scores
 from lab7.labels import encode
-from lab7.records import Record, read_record, write_record
+from lab7.records import Record, read_record
 from lab7.scoring import (
-    RealPictures,
     Verdicts,
     compare_paired,
     draw_and_judge,
     judge_pictures,
-    kernel_distance,
     label_names,
-    nearest_distances,
     paired_table,
-    score_table,
     score_verdicts,
 )
+from workshop.judges.fidelity import RealPictures, kernel_distance, nearest_distances
+from workshop.records import write_record
+from workshop.study.evaluation import score_table
 
 CONDITIONS = [("red cube",), ("blue sphere", "gray cylinder"), ("cyan cube", "cyan sphere")]
 RED, BLUE = 1, 10  # indices of red cube and blue sphere

@@ -13,7 +13,7 @@ from lab7.evaluator import Evaluator
 from lab7.files import require_writable, write_atomically
 from lab7.layouts import DATA_DIR, find_layout
 from lab7.pipeline import ConditionalDDPMPipeline, to_pil
-from lab7.records import Record, file_hash, read_record
+from lab7.records import Record, read_record
 from lab7.sampling import denoising_frames
 from lab7.scoring import draw_and_judge
 from report.build import build
@@ -21,6 +21,7 @@ from report.handin import HandIn
 from report.printing import needs_system_fonts
 from workshop.course.handin_check import Finding, check_handin
 from workshop.course.handouts import Handout
+from workshop.records import file_hash
 
 SOURCE = (
     "lab7/*.*", "notebooks/*.png", "workshop/**/*.py", "docs/*.md",

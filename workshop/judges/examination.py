@@ -21,10 +21,12 @@ from lab7.estimates import Estimate, mean, share
 from lab7.evaluator import THRESHOLD, Evaluator
 from lab7.files import require_writable
 from lab7.labels import LABELS
-from lab7.records import RESULTS_DIR, write_record
-from lab7.scoring import Fidelity, RealPictures
+from lab7.records import RESULTS_DIR
+from lab7.scoring import Fidelity
 from workshop.judges.auditor_training import AuditorTraining
+from workshop.judges.fidelity import RealPictures
 from workshop.judges.fooling import score_fooled, score_images
+from workshop.records import write_record
 from workshop.standin.scenes import label_counts, read_scenes
 
 UNCERTAIN = (0.05, 0.95)  # probabilities whose calibration counts: most others are simply right

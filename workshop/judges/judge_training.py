@@ -20,9 +20,10 @@ from lab7.devices import bfloat16_is_faster, choose_device
 from lab7.errors import UserError
 from lab7.evaluator import Evaluator
 from lab7.files import require_writable, write_atomically
-from lab7.records import RESULTS_DIR, write_record
+from lab7.records import RESULTS_DIR
 from lab7.sampling import to_grid
 from workshop.judges.augmentation import Augmentation
+from workshop.records import write_record
 
 Judge = Evaluator | Auditor
 

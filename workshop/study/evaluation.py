@@ -1,5 +1,6 @@
 """What `python -m lab7 evaluate` does: sets of conditions, judges, scores, figures of failures."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,21 +10,18 @@ from lab7 import plots
 from lab7.auditor import Auditor
 from lab7.dataset import CONDITION_FILES, SCORED, ICLEVRDataset, find_conditions
 from lab7.errors import UserError
+from lab7.estimates import Estimate
 from lab7.evaluator import Evaluator
 from lab7.files import require_name, require_writable
 from lab7.layouts import Layout
 from lab7.pipeline import ConditionalDDPMPipeline
-from lab7.scoring import (
-    RealPictures,
-    Verdicts,
-    draw_and_judge,
-    judge_pictures,
-    label_names,
-    score_table,
-)
+from lab7.scoring import Verdicts, draw_and_judge, judge_pictures, label_names
 from workshop.course.handed_in import read_handed_in
+from workshop.judges.fidelity import RealPictures
 from workshop.study.recording import require_same_pictures
 
+PARTS = ("scores", "audit", "agreement", "fidelity")  # of what `score_verdicts` returns
+_WORDS = {"top_k": "top-k", "f1": "F1"}
 MOST_FAILURES = 64  # pictures that are shown of a set
 
 Sets = dict[str, list[tuple[str, ...]]]  # conditions, by the name of their set
@@ -129,6 +127,22 @@ def show_scores(scored: Scored, failures: Path) -> None:
         save_failures(name, metrics["pictures"], pictures, failures)
 
 
+def score_table(sets: Mapping[str, Mapping[str, Any]]) -> str:
+    """Write scores as a table of plain text, a column for each set of conditions.
+
+    Args:
+        sets: By name, what `judge_pictures` returned; of all the same parts.
+    """
+    found = list(sets.values())
+    rows = {"": list(sets)}
+    for part in (part for part in PARTS if part in found[0]):
+        for name in vars(found[0][part]):
+            words = _WORDS.get(name, name.removeprefix("num_").replace("_", " "))
+            rows[words] = [_cell(getattr(metrics[part], name)) for metrics in found]
+    lines = [[f"{words:16}", *(f"{cell:30}" for cell in cells)] for words, cells in rows.items()]
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
 def save_failures(name: str, verdicts: Verdicts, pictures: Tensor, folder: Path) -> None:
     """Save a figure of the pictures that do not show exactly the objects asked for."""
     exact, _ = verdicts.ratios()["audit"]["exact_scene"]
@@ -142,3 +156,11 @@ def save_failures(name: str, verdicts: Verdicts, pictures: Tensor, folder: Path)
     counted = label_names(verdicts.counted[row] for row in shown)
     plots.picture_grid(pictures[shown], wanted, counted).save(figure)
     print(f"{len(failed)} pictures of {name} failed, {len(shown)} are in {figure}")
+
+
+def _cell(found: Estimate | int | None) -> str:
+    if not isinstance(found, Estimate):
+        return "–" if found is None else str(found)
+    if found.hits is None:
+        return f"{found.value:.5f} [{found.low:.5f}, {found.high:.5f}]"
+    return f"{found.value:.4f} [{found.low:.3f}, {found.high:.3f}] {found.hits}/{found.total}"

@@ -20,8 +20,9 @@ from lab7.experiments import TWINS, TrainConfig, get_experiment
 from lab7.files import read_json, write_atomically
 from lab7.pipeline import load_pipeline
 from lab7.records import RESULTS_DIR, read_log
-from lab7.scoring import RealPictures, draw_and_judge
+from lab7.scoring import draw_and_judge
 from lab7.training import train
+from workshop.judges.fidelity import RealPictures
 from workshop.study.recording import record_generator
 
 PLAN = (  # in the order in which they are run; "@1" is a second training, with the seed 1

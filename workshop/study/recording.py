@@ -18,9 +18,10 @@ from lab7.files import read_json, require_writable, write_atomically
 from lab7.layouts import find_layout
 from lab7.pipeline import ConditionalDDPMPipeline, save_pipeline
 from lab7.plots import split_grid
-from lab7.records import RESULTS_DIR, read_log, write_record
+from lab7.records import RESULTS_DIR, read_log
 from lab7.sampling import denoising_frames, to_grid
 from lab7.scoring import Conditions, draw_and_judge
+from workshop.records import write_record
 
 SAMPLE_ROWS = 6
 # What a record keeps of how its run was started, as far as the run noted it.
