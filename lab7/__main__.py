@@ -134,62 +134,12 @@ def sample(
     print(f"{len(wanted)} pictures in {out}; accuracy by the evaluator {top_k:.4f}")
 
 
-def evaluate(
-    checkpoint: options.Checkpoint = options.GENERATOR,
-    images: Path | None = None,
-    conditions: str | None = None,
-    repetitions: int = 4,
-    steps: options.Steps = None,
-    guidance: options.Guidance = None,
-    scheduler: options.Sampler = None,
-    evaluator: options.Weights = None,
-    data: options.Data = None,
-    pictures: options.Pictures = None,
-    record: str | None = None,
-    results: options.Results = options.RESULTS,
-    failures: Path = options.ROOT / "build" / "failures",
-    device: options.Device = None,
-) -> None:
-    """Score a generator, or a folder of pictures.
-
-    Args:
-        images: Folder of 0.png …, or folder or zip of a hand-in, to score instead of a generator.
-        conditions: What the pictures should show: a condition file, which is scored as file-NAME,
-            or test, new_test, valid, unseen, four_five; by default test and new_test.
-        repetitions: Pictures of each condition.
-        record: Name under which to write the results down, by default of all condition files.
-        failures: Folder for figures of the pictures that failed, with what was asked and seen.
-    """
-    from lab7.layouts import find_layout
-    from lab7.pipeline import load_pipeline
-    from workshop.study import evaluation
-    from workshop.study.recording import record_generator
-
-    data = find_layout(data, pictures)
-    evaluation.check_places(images, record, failures, results, checkpoint, data)
-    sets = evaluation.read_sets(conditions, data, record)
-    if images is not None:  # before what takes long
-        handed_in = evaluation.read_pictures(images, sets)
-    else:
-        pipeline = load_pipeline(checkpoint, device, scheduler)
-        settings = {"num_inference_steps": steps, "guidance_scale": guidance}
-    judges = evaluation.load_judges(evaluator, data, device)
-    if images is not None:
-        scored = evaluation.score_pictures(handed_in, sets, judges)
-    else:
-        scored = evaluation.score_generator(pipeline, sets, judges, repetitions, settings)
-    evaluation.show_scores(scored, failures)
-    if record is not None:
-        judge = judges.evaluator
-        record_generator(record, pipeline, judge, scored, checkpoint, results, data, **settings)
-
-
 def main() -> None:
     """Run a command; what the user can mend is one line on standard error and exit code 2."""
     from workshop.commands import COMMANDS
 
     app = SubcommandApp()
-    for command in (train, sample, evaluate, *COMMANDS):
+    for command in (train, sample, *COMMANDS):
         app.command(command, name=command.__name__.replace("_", "-"))
     try:
         app.cli(prog="python -m lab7", description="Conditional DDPM on i-CLEVR.")

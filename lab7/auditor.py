@@ -192,21 +192,6 @@ def peaks(probabilities: Tensor, threshold: Tensor | float) -> Tensor:
     return (probabilities == highest) & (probabilities >= threshold)
 
 
-def compute_audit(counts: Tensor, wanted: Tensor, groups: Tensor | None = None) -> Audit:
-    """Return the shares of right pictures and of mistakes, with intervals, see `share`.
-
-    Args:
-        counts: (B, 24): how often each label occurs.
-        wanted: (B, 24): how often each should.
-        groups: (B,) integers; pictures with the same number share a condition and are resampled
-            together. None: every picture has its own.
-
-    Raises:
-        UserError: Other shapes.
-    """
-    return Audit.of(scene_ratios(counts, wanted), groups)
-
-
 def scene_ratios(counts: Tensor, wanted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """Return the numerators and denominators of an `Audit`, one for each picture.
 

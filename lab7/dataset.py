@@ -166,27 +166,9 @@ class ICLEVRDataset(torch.utils.data.Dataset):
         return to_float(self.images[index]), self.conditions[index]
 
 
-def read_pack(path: str | Path) -> tuple[list[str], np.ndarray]:
-    """Read every scene of a pack.
-
-    Returns:
-        The scenes' names, sorted, and their pictures: (S, 3, 64, 64, 3) uint8: scene, step,
-        row, column, RGB.
-
-    Raises:
-        MissingFileError: No such file.
-        UserError: The zip or one of its strips is broken.
-    """
-    with _open_pack(Path(path)) as pack:
-        scenes = sorted(name.removesuffix(".avif") for name in pack.namelist())
-    names = [f"{scene}_{step}.png" for scene in scenes for step in range(STEPS)]
-    pictures = decode_pack(Path(path), names).reshape(len(scenes), STEPS, *PICTURE_SHAPE)
-    return scenes, pictures.transpose(0, 1, 3, 4, 2)
-
-
 def decode_pack(path: Path, names: Sequence[str]) -> np.ndarray:
     """Read pictures "<scene>_<step>.png" out of a pack into (N, 3, 64, 64) uint8."""
-    with _open_pack(path) as pack:
+    with open_pack(path) as pack:
         rows: dict[str, list[tuple[int, int]]] = {}
         for row, name in enumerate(names):
             match = _STEP_NAME.fullmatch(name)
@@ -281,7 +263,13 @@ def _read_png(path: Path) -> np.ndarray:
     return picture
 
 
-def _open_pack(path: Path) -> zipfile.ZipFile:
+def open_pack(path: Path) -> zipfile.ZipFile:
+    """Open a pack.
+
+    Raises:
+        MissingFileError: No such file.
+        UserError: It is no zip.
+    """
     try:
         with user_files():
             return zipfile.ZipFile(path)

@@ -4,7 +4,6 @@ import errno
 import io
 import json
 import os
-import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 from lab7.errors import FileError, MissingFileError, UserError, did_you_mean, user_files
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHOWN = 30  # characters of a broken line, before and after the place
 
 
@@ -73,17 +71,6 @@ def write_atomically(
         except BaseException:
             os.unlink(name)
             raise
-
-
-def require_name(name: str) -> str:
-    """Return what may name a folder on any system, for instance that of a record.
-
-    Raises:
-        UserError: It has other characters than letters, digits, `-`, `_` and `.`.
-    """
-    if not _NAME.fullmatch(name):
-        raise UserError(f"a record's name is letters, digits, '-', '_' and '.', not {name!r}")
-    return name
 
 
 def require_replaceable(path: Path) -> None:

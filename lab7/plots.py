@@ -122,11 +122,6 @@ def picture_grid(
     return chart
 
 
-def denoising_row(images: Any, captions: Sequence[str] | None = None) -> Chart:
-    """Show the states (N, 3, 64, 64) of a reverse process from noise to picture, in one row."""
-    return picture_grid(images, captions, columns=len(images))
-
-
 def split_grid(sheet: Any, padding: int = 2, size: int = IMAGE_SIZE) -> np.ndarray:
     """Cut a sheet that torchvision's `make_grid` made back into its pictures.
 
@@ -146,16 +141,10 @@ def split_grid(sheet: Any, padding: int = 2, size: int = IMAGE_SIZE) -> np.ndarr
 
 @styled
 def training_curve(log: Sequence[Mapping[str, float]]) -> Chart:
-    """Show loss and learning rate over the pictures seen.
-
-    Args:
-        log: Rows of a training's log.jsonl: images, loss (a mean over some steps), lr.
-    """
-    chart, (left, right) = make_panels(2.3, 2, width_ratios=(2, 1))
-    left.plot(_column(log, "images"), _column(log, "loss"), marker="")
-    right.plot(_column(log, "images"), _column(log, "lr"), color=ORANGE, marker="")
-    _over_pictures_seen(left, "Training loss", ylabel="mean squared error", yscale="log")
-    _over_pictures_seen(right, "Learning rate", ylim=(0, None))
+    """Show the loss over the pictures seen: rows of log.jsonl with images, loss (a mean)."""
+    chart, (axes,) = make_panels(2.3)
+    axes.plot(_column(log, "images"), _column(log, "loss"), marker="")
+    _over_pictures_seen(axes, "Training loss", ylabel="mean squared error", yscale="log")
     return chart
 
 

@@ -98,8 +98,9 @@ def comparable(
 ) -> tuple[dict[str, Record], dict[str, str]]:
     """Choose the records whose scores can be compared picture by picture.
 
-    They have the same budget, data and precision of training, conditions, seeds and sampling steps,
-    and none is of the same weights and guidance as another.
+    They have the same budget and data of training, conditions, seeds and sampling steps, and none
+    is of the same weights and guidance as another. The precision may differ, as machines do: under
+    autocast weights, average and optimizer are float32 in any case.
 
     Args:
         records: By name.
@@ -218,7 +219,6 @@ def _comparable_facts(record: Record, part: str) -> dict[str, Any]:
     return {
         "the pictures of training": training["images"],
         "the training data": training.get("data_sha256"),
-        "the precision of training": training.get("precision"),
         "the origin of pictures and evaluator": record.metrics.get("course"),
         "the sampling steps": found.get("num_inference_steps"),
         "the conditions": [found["pictures"][key] for key in ("conditions", "condition")],

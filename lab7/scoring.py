@@ -11,7 +11,7 @@ from torch import Tensor
 from lab7.auditor import Audit, Auditor, scene_ratios
 from lab7.diffusion import scheduler_name
 from lab7.errors import UserError, unknown
-from lab7.estimates import Estimate, Values, difference, mean, share
+from lab7.estimates import Estimate, Values, difference
 from lab7.evaluator import THRESHOLD, Evaluator, Scores, label_ratios, top_k_hits
 from lab7.labels import LABELS, NUM_LABELS, encode
 from lab7.pipeline import ConditionalDDPMPipeline
@@ -20,36 +20,6 @@ from lab7.records import Record, comparable, trainings
 Conditions = Sequence[Sequence[str]]
 Ratios = dict[str, tuple[Values, Values]]  # by score, numerators and denominators of pictures
 _MORE_IS_BETTER = ("top_k", "exact_set", "precision", "recall", "f1", "exact_scene")
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How often evaluator and auditor say the same of pictures.
-
-    `same_labels`: both see the same labels, whatever their number. The four others sort all
-    pictures by who finds exactly what was asked for: the evaluator its labels and no other, the
-    auditor each exactly once.
-    """
-
-    same_labels: Estimate
-    both_right: Estimate
-    evaluator_alone: Estimate
-    auditor_alone: Estimate
-    both_wrong: Estimate
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """How near pictures are to those of the training.
-
-    `kernel_distance` compares them, as a set, with training pictures of as many objects; None
-    where training has none, or for fewer than three conditions. `nearest_distance` is the mean
-    distance of a picture to the nearest training picture: much lower than among training pictures
-    themselves means copies.
-    """
-
-    kernel_distance: Estimate | None
-    nearest_distance: Estimate
 
 
 @dataclass(frozen=True)
@@ -77,22 +47,13 @@ class Verdicts:
 
     def ratios(self) -> dict[str, Ratios]:
         """Return numerators and denominators (B,) of pictures, by part and score."""
-        labels, ones = encode(self.conditions)[self.condition], torch.ones(len(self.condition))
-        seen = _count(self.seen) > 0
-        parts = {"scores": label_ratios(torch.tensor(self.hits), seen, labels)}
+        labels = encode(self.conditions)[self.condition]
+        hits, seen = torch.tensor(self.hits), count_labels(self.seen) > 0
+        parts = {"scores": label_ratios(hits, seen, labels)}
         if self.counted is not None:
-            counts = _count(self.counted)
-            right, exact = (seen == (labels > 0)).all(1), (counts == labels).all(1)
-            agreement = {
-                "same_labels": (seen == (counts > 0)).all(1),
-                "both_right": right & exact,
-                "evaluator_alone": right & ~exact,
-                "auditor_alone": exact & ~right,
-                "both_wrong": ~right & ~exact,
-            }
-            parts["audit"] = scene_ratios(counts, labels)
-            parts["agreement"] = {name: (part, ones) for name, part in agreement.items()}
+            parts["audit"] = scene_ratios(count_labels(self.counted), labels)
         if self.nearest is not None:
+            ones = torch.ones(len(self.nearest))
             parts["fidelity"] = {"nearest_distance": (self.nearest, ones)}
         return parts
 
@@ -123,7 +84,6 @@ def draw_and_judge(
     conditions: Conditions,
     evaluator: Evaluator,
     auditor: Auditor | None = None,
-    real: Any = None,
     repetitions: int = 4,
     first_seed: int = 0,
     num_inference_steps: int | None = None,
@@ -137,7 +97,7 @@ def draw_and_judge(
     Args:
         pipeline: The generator.
         conditions: N lists of labels.
-        evaluator: See `judge_pictures`, as `auditor` and `real`.
+        evaluator: See `judge_pictures`, as `auditor`.
         repetitions: R pictures of each condition. Condition i has the seed
             `first_seed + r * N + i` in repetition r.
         first_seed: See `repetitions`.
@@ -166,7 +126,7 @@ def draw_and_judge(
         "repetitions": repetitions,
         "first_seed": first_seed,
     }
-    return metrics | judge_pictures(images, conditions, evaluator, auditor, real, seeds), images
+    return metrics | judge_pictures(images, conditions, evaluator, auditor, seeds), images
 
 
 def judge_pictures(
@@ -174,7 +134,6 @@ def judge_pictures(
     conditions: Conditions,
     evaluator: Evaluator,
     auditor: Auditor | None = None,
-    real: Any = None,
     seeds: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Have pictures judged, and score them.
@@ -184,7 +143,6 @@ def judge_pictures(
         conditions: N lists of labels.
         evaluator: Sees the labels.
         auditor: Counts the objects.
-        real: The training pictures, as `workshop.judges.fidelity.RealPictures`, to compare with.
         seeds: Those that the pictures were drawn with.
 
     Returns:
@@ -197,9 +155,8 @@ def judge_pictures(
     if rest or not repetitions or not conditions:
         raise UserError(f"{len(images)} pictures do not fit {len(conditions)} conditions")
     condition = list(range(len(conditions))) * repetitions
-    labels, groups = encode(conditions)[condition], torch.tensor(condition)
+    labels = encode(conditions)[condition]
     probabilities = evaluator.predict(images)
-    kernel, nearest = real.compare(images, labels, groups) if real else (None, None)
     verdicts = Verdicts(
         [list(labels) for labels in conditions],
         condition,
@@ -207,30 +164,21 @@ def judge_pictures(
         top_k_hits(probabilities, labels).tolist(),
         _list(probabilities >= THRESHOLD),
         None if auditor is None else _list(auditor.count(images)),
-        nearest,
     )
-    return score_verdicts(verdicts, kernel) | {"pictures": verdicts}
+    return score_verdicts(verdicts) | {"pictures": verdicts}
 
 
-def score_verdicts(verdicts: Verdicts, kernel_distance: Estimate | None = None) -> dict[str, Any]:
+def score_verdicts(verdicts: Verdicts) -> dict[str, Any]:
     """Score pictures from what was said of each, for instance from a record's "pictures".
 
-    Args:
-        verdicts: All that was said.
-        kernel_distance: Of the pictures, which they have as a set only: it goes into "fidelity".
-
     Returns:
-        "scores" of the evaluator, and as far as they were asked for the "audit" of the auditor,
-        the "agreement" of both, and the "fidelity". All intervals are over conditions.
+        "scores" of the evaluator, and the "audit" of the auditor if it was asked. All intervals are
+        over conditions.
     """
     parts, groups = verdicts.ratios(), verdicts.condition
     found = {"scores": Scores.of(parts["scores"], groups)}
     if "audit" in parts:
         found["audit"] = Audit.of(parts["audit"], groups)
-        shares = parts["agreement"].items()
-        found["agreement"] = Agreement(**{name: share(*ratio, groups) for name, ratio in shares})
-    if "fidelity" in parts:
-        found["fidelity"] = Fidelity(kernel_distance, mean(verdicts.nearest, groups))
     return found
 
 
@@ -314,7 +262,7 @@ def _list(counts: Tensor) -> list[list[int]]:
     return [np.repeat(np.arange(NUM_LABELS), row).tolist() for row in counts.long().numpy()]
 
 
-def _count(lists: Iterable[Sequence[int]]) -> Tensor:
-    """Return what `_list` made a list of, (B, 24)."""
+def count_labels(lists: Iterable[Sequence[int]]) -> Tensor:
+    """Return (B, 24): how often each label occurs in lists of indices, see `Verdicts`."""
     rows = [np.bincount(np.array(row, dtype=int), minlength=NUM_LABELS) for row in lists]
     return torch.from_numpy(np.stack(rows))

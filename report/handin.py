@@ -65,4 +65,6 @@ class HandIn:
 
 def draw_denoising(frames: Any) -> plots.Chart:
     """Show the states of a reverse process, (N, 3, 64, 64)."""
-    return plots.denoising_row(frames, ["noise", *[""] * (len(frames) - 2), "picture"])
+    return plots.picture_grid(
+        frames, ["noise", *[""] * (len(frames) - 2), "picture"], columns=len(frames)
+    )

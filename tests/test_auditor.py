@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lab7.auditor import Auditor, AuditorNetwork, compute_audit, peaks
+from lab7.auditor import Audit, Auditor, AuditorNetwork, peaks, scene_ratios
 from lab7.labels import LABELS, encode
 
 
@@ -82,7 +82,7 @@ def test_each_picture_has_one_fate():
     }
     pictures = [labels for group in seen.values() for labels in group]
     counts = torch.stack([sum((encode([[x]])[0] for x in p), torch.zeros(24)) for p in pictures])
-    audit = compute_audit(counts, encode([asked] * len(pictures)))
+    audit = Audit.of(scene_ratios(counts, encode([asked] * len(pictures))))
     assert audit.num_pictures == len(pictures)
     shares = {name: getattr(audit, name).value for name in seen}
     assert shares == {name: len(group) / len(pictures) for name, group in seen.items()}
@@ -94,14 +94,16 @@ def test_doubles_can_be_asked_for():
     wanted[:, 1] = 2
     counts = wanted.clone()
     counts[1, 1], counts[2, 1] = 1, 3
-    audit = compute_audit(counts, wanted)
+    audit = Audit.of(scene_ratios(counts, wanted))
     assert audit.exact_scene.value == audit.missing.value == audit.extra.value == 1 / 3
 
 
 def test_intervals_are_over_conditions():
     counts, wanted = encode([["red cube"]] * 40), encode([["red cube"]] * 20 + [["blue cube"]] * 20)
-    alone = compute_audit(counts, wanted).exact_scene
-    grouped = compute_audit(counts, wanted, torch.arange(4).repeat_interleave(10)).exact_scene
+    alone = Audit.of(scene_ratios(counts, wanted)).exact_scene
+    grouped = Audit.of(
+        scene_ratios(counts, wanted), torch.arange(4).repeat_interleave(10)
+    ).exact_scene
     assert alone.value == grouped.value == 0.5
     assert grouped.high - grouped.low > 2 * (alone.high - alone.low)
 
@@ -111,7 +113,7 @@ def test_other_shapes_are_refused(auditor, shape):
     with pytest.raises(ValueError, match="pictures must be"):
         auditor.count(torch.zeros(shape))
     with pytest.raises(ValueError, match=r"\(B, 24\)"):
-        compute_audit(torch.zeros(2, 24), torch.zeros(2, 23))
+        scene_ratios(torch.zeros(2, 24), torch.zeros(2, 23))
 
 
 def test_saved_weights_look_alike(auditor, images, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lab7.auditor import Auditor, compute_audit
+from lab7.auditor import Audit, Auditor, scene_ratios
 from lab7.errors import UserError
 from lab7.records import read_log, read_record
 from workshop.judges.auditor_training import THRESHOLDS, AuditorTraining, detection_loss
@@ -92,8 +92,10 @@ def test_training_finds_squares_and_records_it(scenes, tmp_path):
     assert record.get("test.num_pictures") == 16
     assert set(record.get("by_count")) == {"1", "2"}
     assert record.get("threshold") == pytest.approx(auditor.network.threshold.item())
-    again = compute_audit(
-        Auditor.load(output, "cpu").count(scenes[0][-16:]), label_counts(scenes[1][-16:])
+    again = Audit.of(
+        scene_ratios(
+            Auditor.load(output, "cpu").count(scenes[0][-16:]), label_counts(scenes[1][-16:])
+        )
     )
     assert again.exact_scene.value == record.get("test.exact_scene.value")
 

@@ -20,14 +20,13 @@ import lab7.dataset
 from lab7.dataset import (
     ICLEVRDataset,
     named_conditions,
-    read_pack,
     to_float,
     to_uint8,
 )
 from lab7.errors import UserError
 from lab7.files import write_atomically
 from lab7.labels import LABELS
-from workshop.standin.packing import write_pack
+from workshop.standin.packing import read_pack, write_pack
 
 NAMES = [f"{scene}_{step}.png" for scene in sorted(SCENES) for step in range(3)]
 

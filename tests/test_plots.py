@@ -80,7 +80,6 @@ GROUPS = {
 }
 CHARTS = {
     "picture_grid": lambda: plots.picture_grid(PICTURES, [["red cube"]] * 5, [["gray cube"]] * 5),
-    "denoising_row": lambda: plots.denoising_row(PICTURES, ["noise", "", "", "", "picture"]),
     "training_curve": lambda: plots.training_curve(LOG),
     "loss_by_level": lambda: plots.loss_by_level(
         [

@@ -13,6 +13,7 @@ from lab7.auditor import Auditor, AuditorNetwork
 from lab7.dataset import CONDITION_FILES, ICLEVRDataset, data_hash
 from lab7.diffusion import scheduler_name
 from lab7.errors import UserError
+from lab7.estimates import mean
 from lab7.evaluator import Evaluator, build_network
 from lab7.experiments import get_experiment
 from lab7.pipeline import load_pipeline
@@ -21,8 +22,9 @@ from lab7.records import read_record, read_records
 from lab7.sampling import to_grid
 from lab7.scoring import Verdicts, draw_and_judge, score_verdicts
 from report.build import accuracy_table, build
-from workshop.judges.fidelity import RealPictures
+from workshop.judges.fidelity import Agreement, RealPictures
 from workshop.records import file_hash
+from workshop.study.evaluation import Judges, score_generator
 from workshop.study.recording import record_generator, record_sweep, require_same_pictures
 
 CONDITIONS = [("red cube",), ("blue sphere", "gray cylinder"), ("cyan cube", "cyan sphere")]
@@ -64,10 +66,7 @@ def test_record_generator_keeps_scores_pictures_and_log(
     pipeline, evaluator, real, run, embedded_root, tmp_path
 ):
     sets = {"test": CONDITIONS, "valid": CONDITIONS[:2]}
-    scored = {
-        name: draw_and_judge(pipeline, conditions, evaluator, real.auditor, real, 2)
-        for name, conditions in sets.items()
-    }
+    scored = score_generator(pipeline, sets, Judges(evaluator, real.auditor, real), 2)
     record_generator(
         "mine", pipeline, evaluator, scored, run / "pipeline", tmp_path / "results", embedded_root
     )
@@ -100,20 +99,17 @@ def test_record_generator_keeps_scores_pictures_and_log(
         verdicts = Verdicts(**record.get(f"{name}.pictures"))
         assert verdicts == found["pictures"] and len(verdicts.seen) == 2 * len(sets[name])
         again = score_verdicts(verdicts)
-        assert [again[part] for part in ("scores", "audit", "agreement")] == [
-            found[part] for part in ("scores", "audit", "agreement")
-        ]
-        assert again["fidelity"].nearest_distance == found["fidelity"].nearest_distance
+        assert [again[part] for part in ("scores", "audit")] == [found["scores"], found["audit"]]
+        assert Agreement.of(verdicts) == found["agreement"]
+        assert mean(verdicts.nearest, verdicts.condition) == found["fidelity"].nearest_distance
 
 
 def test_report_and_readme_read_new_records(
     pipeline, evaluator, real, run, embedded_root, tmp_path
 ):
     results, mine = tmp_path / "results", run / "pipeline"
-    scored = {
-        name: draw_and_judge(pipeline, CONDITIONS, evaluator, real.auditor, real, 1)
-        for name in CONDITION_FILES
-    }
+    sets = dict.fromkeys(CONDITION_FILES, CONDITIONS)
+    scored = score_generator(pipeline, sets, Judges(evaluator, real.auditor, real), 1)
     record_generator("ours", pipeline, evaluator, scored, mine, results, embedded_root)
     tried = ((1.0, 2.0), (1, 2), ("sde-dpmsolver++", "ddim", "ddpm", "dpmsolver++"))
     record_sweep(

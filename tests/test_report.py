@@ -15,13 +15,14 @@ from lab7.labels import LABELS, encode, load_conditions
 from lab7.layouts import find_layout
 from lab7.records import append_log, original_scores, read_record
 from lab7.sampling import to_grid
-from lab7.scoring import Fidelity, Verdicts, score_verdicts
+from lab7.scoring import Verdicts, score_verdicts
 from report import build as report_build
 from report import printing
 from report.fonts.subset import BIG5_ROWS, GB2312_ROWS
 from report.handin import HandIn
 from workshop.judges.evaluator_training import EvaluatorTraining
 from workshop.judges.examination import calibration
+from workshop.judges.fidelity import Agreement, Fidelity
 from workshop.records import write_record
 from workshop.standin.packing import write_pack
 
@@ -53,6 +54,7 @@ def make_scores(conditions, errors, seed=0, repetitions=2):
         [[i for i in range(24) for _ in range(row[i])] for row in counts.tolist()],
     )
     return score_verdicts(verdicts) | {
+        "agreement": Agreement.of(verdicts),
         "fidelity": Fidelity(
             None if max(map(len, conditions)) > 3 else Estimate(0.0123, 0.0112, 0.0134),
             Estimate(1.234, 1.222, 1.246),

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from lab7.auditor import Auditor, AuditorNetwork, compute_audit
+from lab7.auditor import Audit, Auditor, AuditorNetwork, scene_ratios
 from lab7.dataset import ICLEVRDataset
 from lab7.evaluator import Evaluator, build_network, compute_scores
 from lab7.labels import encode
@@ -17,9 +17,14 @@ from lab7.scoring import (
     judge_pictures,
     label_names,
     paired_table,
-    score_verdicts,
 )
-from workshop.judges.fidelity import RealPictures, kernel_distance, nearest_distances
+from workshop.judges.fidelity import (
+    Agreement,
+    RealPictures,
+    describe,
+    kernel_distance,
+    nearest_distances,
+)
 from workshop.records import write_record
 from workshop.study.evaluation import score_table
 
@@ -70,11 +75,11 @@ def test_pictures_are_what_the_seeds_give(pipeline, evaluator):
 
 
 def test_scores_are_those_of_both_judges(evaluator, auditor, images):
-    found = judge_pictures(images, CONDITIONS, evaluator, auditor)
+    found = describe(judge_pictures(images, CONDITIONS, evaluator, auditor), images, None)
     labels, groups = encode(CONDITIONS).repeat(2, 1), torch.arange(3).repeat(2)
     probabilities, counts = evaluator.predict(images), auditor.count(images)
     assert found["scores"] == compute_scores(probabilities, labels, groups)
-    assert found["audit"] == compute_audit(counts, labels, groups)
+    assert found["audit"] == Audit.of(scene_ratios(counts, labels), groups)
     assert "fidelity" not in found and found["pictures"].seed is None
     lines = score_table({"mine": found}).splitlines()
     assert lines[0].split() == ["mine"] and lines[1].split() == ["pictures", "6"]
@@ -107,12 +112,9 @@ def test_each_judge_looks_once(pipeline, evaluator, auditor, monkeypatch):
 
 
 def test_judges_agree_where_they_say_the_same():
-    found = score_verdicts(
-        verdicts(
-            counted=[[RED], [RED, RED], [RED], [BLUE]],
-            seen=[[RED], [RED], [0], []],
-        )
-    )["agreement"]
+    found = Agreement.of(
+        verdicts(counted=[[RED], [RED, RED], [RED], [BLUE]], seen=[[RED], [RED], [0], []])
+    )
     assert found.same_labels.hits == 2
     kinds = (found.both_right, found.evaluator_alone, found.auditor_alone, found.both_wrong)
     assert [kind.hits for kind in kinds] == [1, 1, 1, 1]
@@ -132,11 +134,11 @@ def test_fidelity_is_recorded_picture_by_picture(evaluator, auditor, images):
             assert groups.tolist() == [0, 1, 2, 0, 1, 2]
             return "kernel", [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
 
-    found = judge_pictures(images, CONDITIONS, evaluator, auditor, Real())
+    judged = judge_pictures(images, CONDITIONS, evaluator, auditor)
+    found = describe(judged, images, Real())
     assert found["fidelity"].kernel_distance == "kernel"
     assert found["pictures"].nearest == [1, 2, 3, 4, 5, 6]
     nearest = found["fidelity"].nearest_distance
-    assert nearest == score_verdicts(found["pictures"])["fidelity"].nearest_distance
     assert nearest.value == 3.5 and nearest.hits is None
 
 

@@ -14,6 +14,56 @@ from lab7.options import ROOT
 from workshop.course.options import USUAL, Options
 
 
+def evaluate(
+    checkpoint: options.Checkpoint = options.GENERATOR,
+    images: Path | None = None,
+    conditions: str | None = None,
+    repetitions: int = 4,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    scheduler: options.Sampler = None,
+    evaluator: options.Weights = None,
+    data: options.Data = None,
+    pictures: options.Pictures = None,
+    record: str | None = None,
+    results: options.Results = options.RESULTS,
+    failures: Path = options.ROOT / "build" / "failures",
+    device: options.Device = None,
+) -> None:
+    """Score a generator, or a folder of pictures.
+
+    Args:
+        images: Folder of 0.png …, or folder or zip of a hand-in, to score instead of a generator.
+        conditions: What the pictures should show: a condition file, which is scored as file-NAME,
+            or test, new_test, valid, unseen, four_five; by default test and new_test.
+        repetitions: Pictures of each condition.
+        record: Name under which to write the results down, by default of all condition files.
+        failures: Folder for figures of the pictures that failed, with what was asked and seen.
+    """
+    from lab7.layouts import find_layout
+    from lab7.pipeline import load_pipeline
+    from workshop.study import evaluation
+    from workshop.study.recording import record_generator
+
+    data = find_layout(data, pictures)
+    evaluation.check_places(images, record, failures, results, checkpoint, data)
+    sets = evaluation.read_sets(conditions, data, record)
+    if images is not None:  # before what takes long
+        handed_in = evaluation.read_pictures(images, sets)
+    else:
+        pipeline = load_pipeline(checkpoint, device, scheduler)
+        settings = {"num_inference_steps": steps, "guidance_scale": guidance}
+    judges = evaluation.load_judges(evaluator, data, device)
+    if images is not None:
+        scored = evaluation.score_pictures(handed_in, sets, judges)
+    else:
+        scored = evaluation.score_generator(pipeline, sets, judges, repetitions, settings)
+    evaluation.show_scores(scored, failures)
+    if record is not None:
+        judge = judges.evaluator
+        record_generator(record, pipeline, judge, scored, checkpoint, results, data, **settings)
+
+
 def experiments(
     trials: Annotated[tuple[str, ...], Positional, arg(metavar="TRIALS")] = (),
     /,
@@ -71,8 +121,8 @@ def sweep(
     """
     from lab7.dataset import named_conditions
     from lab7.evaluator import Evaluator
-    from lab7.files import require_name
     from lab7.pipeline import load_pipeline
+    from workshop.records import require_name
     from workshop.study.recording import record_sweep
 
     require_name(record)  # before anything is drawn
@@ -188,9 +238,9 @@ def examine(
     from lab7.auditor import Auditor
     from lab7.dataset import ICLEVRDataset
     from lab7.evaluator import Evaluator
-    from lab7.files import require_name
     from workshop.judges.examination import examine_renders
     from workshop.judges.fooling import FOOLED_SCORES
+    from workshop.records import require_name
 
     require_name(record)  # before anything is computed
     found = examine_renders(
@@ -341,6 +391,7 @@ def export(folder: Annotated[Path, Positional, arg(metavar="FOLDER")], /) -> Non
 
 
 COMMANDS = (
+    evaluate,
     experiments,
     render,
     report,

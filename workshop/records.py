@@ -42,8 +42,7 @@ def write_record(
         ValueError: "environment" among the metrics, or a value that JSON does not know (NaN).
         TypeError: A value of a type that JSON does not know.
     """
-    if not _NAME.fullmatch(run_name):
-        raise UserError(f"a record's name is letters, digits, '-', '_' and '.', not {run_name!r}")
+    require_name(run_name)
     if "environment" in metrics:
         raise ValueError("'environment' is no name for a metric: write_record fills it in")
     measured_in = environment() | {"seeds": list(seeds)}
@@ -55,6 +54,17 @@ def write_record(
     for name, text in texts.items():
         write_atomically(folder / name, text)
     return folder
+
+
+def require_name(name: str) -> str:
+    """Return what may name a folder on any system, for instance that of a record.
+
+    Raises:
+        UserError: It has other characters than letters, digits, `-`, `_` and `.`.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(f"a record's name is letters, digits, '-', '_' and '.', not {name!r}")
+    return name
 
 
 @user_files()

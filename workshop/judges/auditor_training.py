@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lab7.auditor import STRIDE, WEIGHTS, Auditor, AuditorNetwork, compute_audit
+from lab7.auditor import STRIDE, WEIGHTS, Audit, Auditor, AuditorNetwork, scene_ratios
 from workshop.judges.augmentation import augment
 from workshop.judges.judge_training import JudgeTraining
 from workshop.standin.scenes import label_counts, read_scenes
@@ -94,12 +94,12 @@ class AuditorTraining(JudgeTraining):
         counts, wanted = auditor.count(images), label_counts(objects)
         sizes, repeated = wanted.sum(1), (wanted > 1).any(1)
         metrics = {
-            "test": compute_audit(counts, wanted),
+            "test": Audit.of(scene_ratios(counts, wanted)),
             "by_count": {
-                size: compute_audit(counts[sizes == size], wanted[sizes == size])
+                size: Audit.of(scene_ratios(counts[sizes == size], wanted[sizes == size]))
                 for size in sizes.unique().tolist()
             },
-            "repeated": compute_audit(counts[repeated], wanted[repeated]),
+            "repeated": Audit.of(scene_ratios(counts[repeated], wanted[repeated])),
             "threshold": auditor.network.threshold.item(),
         }
         return metrics, images[:0]

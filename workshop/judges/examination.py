@@ -22,9 +22,8 @@ from lab7.evaluator import THRESHOLD, Evaluator
 from lab7.files import require_writable
 from lab7.labels import LABELS
 from lab7.records import RESULTS_DIR
-from lab7.scoring import Fidelity
 from workshop.judges.auditor_training import AuditorTraining
-from workshop.judges.fidelity import RealPictures
+from workshop.judges.fidelity import Fidelity, RealPictures
 from workshop.judges.fooling import score_fooled, score_images
 from workshop.records import write_record
 from workshop.standin.scenes import label_counts, read_scenes

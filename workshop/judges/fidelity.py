@@ -1,10 +1,12 @@
-"""How near pictures are to those of the training, by what the auditor's network sees in them.
+"""What records say of pictures beside their scores: do the judges agree, and are they copies?
 
 Labels cannot tell whether a generator draws one picture a label, pictures of another kind, or
 copies of those it was trained on. Distances between `Auditor.features` can.
 """
 
 import contextlib
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +17,82 @@ from lab7.auditor import Auditor
 from lab7.cache import cache_folder
 from lab7.dataset import ICLEVRDataset, data_hash
 from lab7.errors import UserError
-from lab7.estimates import Estimate
+from lab7.estimates import Estimate, mean, share
 from lab7.files import write_atomically
+from lab7.labels import encode
+from lab7.scoring import Verdicts, count_labels
 
 _REAL_PICTURES = 2000  # that a set is compared with
 _Z = 1.959964  # 97.5 % quantile of the normal distribution
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How often evaluator and auditor say the same of pictures.
+
+    `same_labels`: both see the same labels, whatever their number. The four others sort all
+    pictures by who finds exactly what was asked for: the evaluator its labels and no other, the
+    auditor each exactly once.
+    """
+
+    same_labels: Estimate
+    both_right: Estimate
+    evaluator_alone: Estimate
+    auditor_alone: Estimate
+    both_wrong: Estimate
+
+    @classmethod
+    def of(cls, verdicts: Verdicts) -> "Agreement":
+        """Compare what the judges say of each picture; intervals are over conditions."""
+        parts, groups = verdicts.ratios(), verdicts.condition
+        seen, counts = count_labels(verdicts.seen) > 0, count_labels(verdicts.counted)
+        right, exact = parts["scores"]["exact_set"][0], parts["audit"]["exact_scene"][0]
+        pairs = {
+            "same_labels": (seen == (counts > 0)).all(1),
+            "both_right": right & exact,
+            "evaluator_alone": right & ~exact,
+            "auditor_alone": exact & ~right,
+            "both_wrong": ~right & ~exact,
+        }
+        ones = torch.ones(len(groups))
+        return cls(**{name: share(pair, ones, groups) for name, pair in pairs.items()})
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How near pictures are to those of the training.
+
+    `kernel_distance` compares them, as a set, with training pictures of as many objects; None
+    where training has none, or for fewer than three conditions. `nearest_distance` is the mean
+    distance of a picture to the nearest training picture: much lower than among training pictures
+    themselves means copies.
+    """
+
+    kernel_distance: Estimate | None
+    nearest_distance: Estimate
+
+
+def describe(found: dict[str, Any], images: Tensor, real: "RealPictures | None") -> dict[str, Any]:
+    """Add to the scores of pictures what else a record says of them.
+
+    Args:
+        found: What `lab7.scoring.judge_pictures` returned, of both judges.
+        images: The pictures (B, 3, 64, 64).
+        real: The training pictures; None leaves the distances out.
+
+    Returns:
+        `found` with the "agreement" and, with `real`, the "fidelity"; its "pictures" get the
+        distance of each to the `nearest` training picture.
+    """
+    verdicts = found["pictures"]
+    more = {"agreement": Agreement.of(verdicts)}
+    if real is not None:
+        groups = torch.tensor(verdicts.condition)
+        labels = encode(verdicts.conditions)[groups]
+        kernel, nearest = real.compare(images, labels, groups)
+        more["fidelity"] = Fidelity(kernel, mean(nearest, groups))
+        more["pictures"] = replace(verdicts, nearest=nearest)
+    return found | more
 
 
 class RealPictures:

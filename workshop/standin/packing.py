@@ -1,4 +1,4 @@
-"""Writing packs: the pictures of many scenes in one file, an AVIF strip of three for each scene."""
+"""Packs: the pictures of many scenes in one file, an AVIF strip of three for each scene."""
 
 import io
 import zipfile
@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lab7.dataset import STRIP_SHAPE, in_threads
+from lab7.dataset import (
+    PICTURE_SHAPE,
+    STEPS,
+    STRIP_SHAPE,
+    decode_pack,
+    in_threads,
+    open_pack,
+)
 from lab7.files import write_atomically
 
 
@@ -61,3 +68,21 @@ def write_pack(
                 pack.writestr(info, strip)
 
     write_atomically(Path(path), write)
+
+
+def read_pack(path: str | Path) -> tuple[list[str], np.ndarray]:
+    """Read every scene of a pack.
+
+    Returns:
+        The scenes' names, sorted, and their pictures: (S, 3, 64, 64, 3) uint8: scene, step,
+        row, column, RGB.
+
+    Raises:
+        MissingFileError: No such file.
+        UserError: The zip or one of its strips is broken.
+    """
+    with open_pack(Path(path)) as pack:
+        scenes = sorted(name.removesuffix(".avif") for name in pack.namelist())
+    names = [f"{scene}_{step}.png" for scene in scenes for step in range(STEPS)]
+    pictures = decode_pack(Path(path), names).reshape(len(scenes), STEPS, *PICTURE_SHAPE)
+    return scenes, pictures.transpose(0, 1, 3, 4, 2)

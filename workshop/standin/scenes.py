@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from lab7.dataset import NUM_UNSEEN, STEPS, read_pack
+from lab7.dataset import NUM_UNSEEN, STEPS
 from lab7.errors import MissingFileError, UserError, user_files
 from lab7.files import read_json, require_place, require_writable, write_atomically
 from lab7.labels import LABELS, NUM_LABELS
 from workshop.standin import rendering
-from workshop.standin.packing import write_pack
+from workshop.standin.packing import read_pack, write_pack
 
 SEED = 2024
 NUM_SCENES = 6003

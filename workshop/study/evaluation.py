@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -12,15 +13,16 @@ from lab7.dataset import CONDITION_FILES, SCORED, ICLEVRDataset, find_conditions
 from lab7.errors import UserError
 from lab7.estimates import Estimate
 from lab7.evaluator import Evaluator
-from lab7.files import require_name, require_writable
+from lab7.files import require_writable
 from lab7.layouts import Layout
 from lab7.pipeline import ConditionalDDPMPipeline
 from lab7.scoring import Verdicts, draw_and_judge, judge_pictures, label_names
 from workshop.course.handed_in import read_handed_in
-from workshop.judges.fidelity import RealPictures
+from workshop.judges.fidelity import RealPictures, describe
+from workshop.records import require_name
 from workshop.study.recording import require_same_pictures
 
-PARTS = ("scores", "audit", "agreement", "fidelity")  # of what `score_verdicts` returns
+PARTS = ("scores", "audit", "agreement", "fidelity")  # of what records say of pictures
 _WORDS = {"top_k": "top-k", "f1": "F1"}
 MOST_FAILURES = 64  # pictures that are shown of a set
 
@@ -98,11 +100,11 @@ def load_judges(weights: Path | None, data: Layout, device: str | None) -> Judge
 
 def score_pictures(pictures: dict[str, Tensor], sets: Sets, judges: Judges) -> Scored:
     """Have pictures judged, set by set."""
-    evaluator, auditor, real = judges
-    return {
-        name: (judge_pictures(pictures[name], wanted, evaluator, auditor, real), pictures[name])
-        for name, wanted in sets.items()
-    }
+    scored = {}
+    for name, wanted in sets.items():
+        found = judge_pictures(pictures[name], wanted, judges.evaluator, judges.auditor)
+        scored[name] = describe(found, pictures[name], judges.real), pictures[name]
+    return scored
 
 
 def score_generator(
@@ -110,14 +112,17 @@ def score_generator(
     sets: Sets,
     judges: Judges,
     repetitions: int,
-    settings: dict[str, Any],
+    settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> Scored:
     """Draw pictures and have them judged, set by set; `settings` see `draw_and_judge`."""
     evaluator, auditor, real = judges
-    return {
-        name: draw_and_judge(pipeline, wanted, evaluator, auditor, real, repetitions, **settings)
-        for name, wanted in sets.items()
-    }
+    scored = {}
+    for name, wanted in sets.items():
+        found, images = draw_and_judge(
+            pipeline, wanted, evaluator, auditor, repetitions, **settings
+        )
+        scored[name] = describe(found, images, real), images
+    return scored
 
 
 def show_scores(scored: Scored, failures: Path) -> None:

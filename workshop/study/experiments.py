@@ -23,6 +23,7 @@ from lab7.records import RESULTS_DIR, read_log
 from lab7.scoring import draw_and_judge
 from lab7.training import train
 from workshop.judges.fidelity import RealPictures
+from workshop.study.evaluation import Judges, score_generator
 from workshop.study.recording import record_generator
 
 PLAN = (  # in the order in which they are run; "@1" is a second training, with the seed 1
@@ -83,17 +84,13 @@ def run_experiments(
         return
     dataset = ICLEVRDataset(data)
     evaluator, auditor = Evaluator.load(device=device, root=data), Auditor.load(device=device)
-    real = RealPictures(auditor, dataset)
+    judges = Judges(evaluator, auditor, RealPictures(auditor, dataset))
+    sets = {name: named_conditions(name, data) for name in CONDITION_FILES}
     for trial, config in missing.items():
         run = output / record_name(trial)
         milestones = train_and_score(config, dataset, run, evaluator, auditor, data, device)
         pipeline = load_pipeline(run / "pipeline", device)
-        scored = {
-            name: draw_and_judge(
-                pipeline, named_conditions(name, data), evaluator, auditor, real, repetitions
-            )
-            for name in CONDITION_FILES
-        }
+        scored = score_generator(pipeline, sets, judges, repetitions)
         record_generator(
             record_name(trial),
             pipeline,
