@@ -614,4 +614,5 @@ def test_labels_and_conditions_exclude_each_other(run, tiny, tmp_path):
     assert_fails(run("sample", *tiny), "--conditions")
     both = ["sample", "red cube", "--conditions", DATA_DIR / "test.json", *tiny]
     assert_fails(run(*both), "--conditions")
+    (tmp_path / "0.png").touch()
     assert_fails(run("evaluate", "--images", tmp_path, *tiny[2:]), "--conditions")
