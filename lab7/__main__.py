@@ -5,6 +5,7 @@ wants to wait for --help.
 """
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -116,8 +117,9 @@ def sample(
 
     if bool(labels) == (conditions is not None):
         raise UserError('give either labels, such as "red cube, blue cylinder", or --conditions')
-    if count < 1 or not 0 <= seed < 2**63:
-        raise UserError(f"count {count} must be at least 1, and seed {seed} within 0 … 2**63 - 1")
+    if count < 1:
+        raise UserError(f"count {count} must be at least 1")
+    options.require_seed(seed)
     text = " ".join(labels)
     wanted = [parse_condition(text)] * count if labels else find_conditions(conditions, data)
     summary = write_samples(
@@ -142,7 +144,13 @@ def main() -> None:
     for command in (train, sample, *COMMANDS):
         app.command(command, name=command.__name__.replace("_", "-"))
     try:
-        app.cli(prog="python -m lab7", description="Conditional DDPM on i-CLEVR.")
+        try:
+            app.cli(prog="python -m lab7", description="Conditional DDPM on i-CLEVR.")
+        finally:
+            sys.stdout.flush()  # what fails in it shall fail here
+    except BrokenPipeError:  # as of `| head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except UserError as error:
         print("error:", *str(error).splitlines(), file=sys.stderr)
         sys.exit(2)

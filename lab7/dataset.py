@@ -104,8 +104,9 @@ def named_conditions(name: str, root: Root = None) -> list[tuple[str, ...]]:
 
 def find_conditions(name: str, root: Root = None) -> list[tuple[str, ...]]:
     """Return the conditions of a file, or those that go by a name, see `named_conditions`."""
-    if name in CONDITION_FILES or (Path(name).stem == name and not os.path.exists(name)):
-        return named_conditions(name, root)
+    named = name.removesuffix(".json") in CONDITION_FILES or Path(name).stem == name
+    if name in CONDITION_FILES or (named and not os.path.exists(name)):
+        return named_conditions(name.removesuffix(".json"), root)
     return load_conditions(name)
 
 

@@ -146,7 +146,8 @@ def existing_folder(path: str | Path) -> Path:
     folder = user_path(path)
     with user_files():
         if not folder.exists():
-            raise MissingFileError(f"no folder {folder}")
+            others = [str(other) for other in folder.parent.glob("*/")]
+            raise MissingFileError(f"no folder {folder}{did_you_mean(folder, others)}")
         if not folder.is_dir():
             raise UserError(f"{folder} is a file, not a folder: name its folder; unpack archives")
         os.scandir(folder).close()  # which says so if it may not be read

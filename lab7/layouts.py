@@ -86,8 +86,9 @@ def tree(root: Path, depth: int) -> Iterator[tuple[Path, set[str]]]:
             continue
         yield folder, {entry.name for entry in entries}
         whole = folder.resolve() in (home, *home.parents, Path(folder.resolve().anchor))
-        below = [Path(entry) for entry in entries if left and _may_enter(entry)]
-        todo += [(p, left - 1) for p in below if not whole or p.name in _COURSE_FOLDERS]
+        below = sorted(entry.name for entry in entries if left and _may_enter(entry))
+        own = [name for name in below if name in _COURSE_FOLDERS]
+        todo += [(folder / name, left - 1) for name in dict.fromkeys(own if whole else own + below)]
 
 
 def only(found: Collection[Path], what: str, setting: str) -> Path | None:
@@ -107,8 +108,9 @@ def _may_enter(entry: os.DirEntry) -> bool:
 def _nearest(root: Path, holds, beside: bool = True) -> dict[Path, set[str]]:
     """Return the folders for which `holds(folder, names)`: the root, or those below, or beside."""
     stages = [tree(root, 0), tree(root, 2)]
-    if beside:
-        stages.append(tree(Path(os.path.abspath(root)).parent, 2))
+    if beside:  # the root, or what it is a link to
+        places = dict.fromkeys([Path(os.path.abspath(root)).parent, root.resolve().parent])
+        stages += [tree(place, 2) for place in places]
     for stage in stages:
         found = [(place, names) for place, names in stage if holds(place, names)]
         if found:  # two ways to one folder, by links, leave nothing to choose: the nearer is taken

@@ -5,6 +5,8 @@ from typing import Annotated
 
 from tyro.conf import arg
 
+from lab7.errors import UserError
+
 ROOT = Path(__file__).resolve().parent.parent
 GENERATOR = ROOT / "data" / "weights" / "generator"
 RESULTS = ROOT / "report" / "results"
@@ -37,3 +39,9 @@ Sampler = Annotated[
         "checkpoint's own."
     ),
 ]
+
+
+def require_seed(seed: int) -> None:
+    """Raise a UserError for a seed that a generator of random numbers cannot have."""
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed {seed} is not within 0 … 2**63 - 1")

@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from lab7.errors import MissingFileError, UserError, user_files
-from lab7.files import kind_of, user_path, write_atomically
+from lab7.errors import UserError, user_files
+from lab7.files import existing_file, write_atomically
 
 _DEPTH = 4  # dictionaries within dictionaries that are looked through
 _ARCHIVES = (b"Rar!", b"7z\xbc\xaf", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
@@ -68,14 +68,9 @@ def read_checkpoint(path: str | Path) -> Any:
         UserError: It may not be read, holds more than weights, or is something else: an empty file,
             a Git LFS pointer, a web page, an archive.
     """
-    path = user_path(path)
-    with user_files():
-        if not path.exists():
-            raise MissingFileError(f"no file of weights {path}")
-        if not path.is_file():
-            raise UserError(f"{path} is {kind_of(path)}: name the file of weights")
-        with open(path, "rb") as file:
-            start = file.read(16)
+    path = existing_file(path)
+    with user_files(), open(path, "rb") as file:
+        start = file.read(16)
     try:
         if start[8:9] == b"{":  # a header of JSON behind its length
             return safetensors.torch.load_file(path)

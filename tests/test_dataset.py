@@ -19,6 +19,7 @@ import lab7.cache
 import lab7.dataset
 from lab7.dataset import (
     ICLEVRDataset,
+    find_conditions,
     named_conditions,
     to_float,
     to_uint8,
@@ -50,6 +51,7 @@ def test_range_conversion():
 def test_conditions_of_the_course(course_root):
     assert named_conditions("test", course_root) == [("red cube",), ("blue cube", "green sphere")]
     assert named_conditions("four_five", course_root) == named_conditions("four_five")
+    assert find_conditions("test.json", course_root) == named_conditions("test", course_root)
     (course_root / "four_five.json").write_text('[["gray cube"]]')
     assert named_conditions("four_five", course_root) == [("gray cube",)]
     (course_root / "test.json").unlink()

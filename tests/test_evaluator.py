@@ -266,7 +266,7 @@ def test_weights_that_do_not_fit_are_refused(network, tmp_path):
 
 
 def test_absent_weights_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no file of weights .*nowhere.pth"):
+    with pytest.raises(FileNotFoundError, match="no file .*nowhere.pth"):
         Evaluator.load(tmp_path / "nowhere.pth")
 
 

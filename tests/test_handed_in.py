@@ -1,5 +1,6 @@
 """Hand-ins as students make them, and what is not plain enough to be scored."""
 
+import shutil
 import zipfile
 
 import numpy as np
@@ -112,7 +113,7 @@ def hand_in(root, name="DL_LAB6_313551001_王小明"):
     return root
 
 
-def write_zip(root, path, encoding=None, separator="/"):
+def write_zip(root, path, encoding=None, separator="/", start=""):
     """Zip a folder; with an encoding as systems do that do not flag names as UTF-8."""
 
     class Unflagged(zipfile.ZipInfo):
@@ -121,7 +122,7 @@ def write_zip(root, path, encoding=None, separator="/"):
 
     with zipfile.ZipFile(path, "w") as file:
         for picture in sorted(root.rglob("*.*")):
-            name = picture.relative_to(root).as_posix().replace("/", separator)
+            name = start + picture.relative_to(root).as_posix().replace("/", separator)
             info = Unflagged(name) if encoding else zipfile.ZipInfo(name)
             file.writestr(info, picture.read_bytes())
     return path
@@ -142,6 +143,22 @@ def test_unpacked_hand_in(tmp_path):
     hand_in(tmp_path / "in")
     check_both(tmp_path / "in")
     check_both(tmp_path / "in" / "DL_LAB6_313551001_王小明" / "images")
+
+
+def test_sets_are_known_by_their_folders(tmp_path):
+    images = hand_in(tmp_path / "in") / "DL_LAB6_313551001_王小明" / "images"
+    (images / "new_test" / "3.png").unlink()
+    images.joinpath("new_test").rename(images / "New-Test")
+    assert grays(read_handed_in(images, {"file-test": COUNT})["file-test"][0]) == IN_ORDER
+    refused(images, "New-Test lacks 3.png", counts=BOTH)
+    shutil.rmtree(images / "test")
+    refused(images, "holds no test/0.png")
+
+
+@pytest.mark.parametrize("start", ["./", "/", "a/b/"])
+def test_zip_with_paths_that_begin_otherwise(tmp_path, start):
+    path = write_zip(hand_in(tmp_path / "in"), tmp_path / "x.zip", start=start)
+    check_both(path)
 
 
 @pytest.mark.parametrize("encoding", [None, "utf-8", "big5", "gbk", "cp437"])
@@ -311,7 +328,7 @@ def test_a_grid_that_bears_a_number(folder, size):
 def test_pictures_that_are_not_square(folder):
     for number in range(3):
         Image.new("RGB", (320, 240)).save(folder / f"{number}.png")
-    refused(folder, "0.png is 320×240", "squares", counts={"test": 3})
+    refused(folder, "0.png is 320×240: wanted are squares", counts={"test": 3})
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n", None])
@@ -332,6 +349,13 @@ def test_broken_zips(folder, tmp_path):
     refused(path, "0.png is no complete PNG")
     path.write_bytes(content[:500])
     refused(path, "x.zip is neither a folder nor a zip")
+    path = write_zip(folder, path)
+    with zipfile.ZipFile(path) as archive:
+        mark = archive.start_dir + 8  # flags of the first file in the directory
+    content = bytearray(path.read_bytes())
+    content[mark] |= 1
+    path.write_bytes(content)
+    refused(path, "x.zip needs a password: unpack it")
     path.write_bytes(b"")
     refused(path, "x.zip is empty")
     path.write_bytes(b"<html>")
@@ -342,7 +366,7 @@ def test_broken_zips(folder, tmp_path):
 
 def test_nothing_there(folder):
     refused(folder, f"{folder} holds no test/0.png")
-    refused(folder, f"{folder} holds no 0.png", counts={"file-mine": 3})
+    refused(folder, f"{folder} holds no 0.png, 1.png, …: number them so", counts={"file-mine": 3})
     refused(folder / "nowhere", "nowhere")
 
 

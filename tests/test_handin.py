@@ -3,13 +3,14 @@
 import io
 import re
 import zipfile
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from lab7.errors import UserError
 from workshop.course.handin import check_student
-from workshop.course.handin_check import check_handin
+from workshop.course.handin_check import check_handin, print_check
 from workshop.course.handouts import HANDOUTS, find_handout
 
 NAME = "DL_LAB6_B11107122_王小明.zip"
@@ -89,6 +90,7 @@ def test_each_thing_to_mend_is_named(change, line):
     [
         ({"__MACOSX/images/test/._0.png": b""}, "left by a system or an editor: __MACOSX/images"),
         ({"source/.DS_Store": b""}, "left by a system or an editor: source/.DS_Store"),
+        ({"source/more.ZIP": b"PK"}, "archives, whose content is not looked at: source/more.ZIP"),
         ({"source/model.pth": b"1"}, "weights, which the list does not name: source/model.pth"),
         ({"images/test/0.png": png(mode="RGBA")}, "images/test: pictures of mode RGBA, not RGB"),
     ],
@@ -158,8 +160,10 @@ def test_a_damaged_file_is_named_and_what_is_no_zip_refused(tmp_path):
     path.write_bytes(b"Rar!")
     with pytest.raises(UserError, match=f"{NAME} is no zip, or a damaged one"):
         check_handin(path, NAME, find_handout())
-    with pytest.raises(UserError, match="nothing.zip is no file: give the zip"):
-        check_handin(tmp_path / "nothing.zip", "nothing.zip", find_handout())
+    with pytest.raises(UserError, match="no file .*nothing.zip: did you mean .*DL_LAB6"):
+        print_check(tmp_path / "nothing.zip", find_handout())
+    with pytest.raises(UserError, match=f"{NAME} is no zip, or a damaged one"):
+        print_check(Path(f'"{path}"'), find_handout())
 
 
 @pytest.mark.parametrize(
@@ -187,6 +191,7 @@ def test_years_differ_in_denoising_row_and_pictures():
     assert find_handout() is HANDOUTS["2026"]
     files = {name: data for name, data in good_files().items() if "images" not in name}
     assert check(files, year="2024")[1] and not check(files, year="2025")[1]
+    assert check(files | {"images/test/grid.png": png()}, year="2024")[1]
     with pytest.raises(UserError, match=f"unknown year '2027'.*{', '.join(HANDOUTS)}"):
         find_handout("2027")
 

@@ -176,6 +176,13 @@ def test_evaluator_of_the_embedded_set_is_not_searched_for(embedded_root):
     assert default_weights(embedded_root) == embedded_root / "checkpoint.pth"
 
 
+def test_what_a_link_leads_to_has_neighbours_too(files, place, tmp_path):
+    unpack(files, place, "file", "iclevr")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "labels").symlink_to(place / "file")
+    assert find_layout(tmp_path / "mine" / "labels").pictures == place / "iclevr"
+
+
 def test_links_to_one_folder_are_one(files, place):
     unpack(files, place, "file", "iclevr")
     (place / "data").symlink_to(place / "iclevr")
@@ -296,7 +303,7 @@ def test_folder_without_any_of_it(files, place, tmp_path):
 
 def test_folder_that_is_not_there_or_a_file(files, tmp_path):
     missing = tmp_path / "no where"
-    refused(missing, f"no folder {missing}", error=MissingFileError)
+    refused(missing, f"no folder {missing}: did you mean '{tmp_path}", error=MissingFileError)
     refused(files, f"no folder {missing}", pictures=missing, error=MissingFileError)
     refused(files / "train.json", "train.json is a file, not a folder")
     refused(tmp_path / ("x" * 300), "File name too long")
@@ -375,6 +382,9 @@ def test_a_search_lists_so_many_folders(tmp_path, monkeypatch):
     assert len(list(tree(tmp_path, 2))) == 5
     (tmp_path / "b").mkdir()
     assert tmp_path / "b" in dict(tree(tmp_path, 2)), "the nearest come first"
+    for name in ("0", "1", "2", "3", "file"):
+        (tmp_path / name).mkdir()
+    assert list(dict(tree(tmp_path, 2)))[1:3] == [tmp_path / "file", tmp_path / "0"]
 
 
 def test_files_named_as_pictures_are_not_asked_whether_they_are_folders(files, monkeypatch):

@@ -296,6 +296,7 @@ def test_handin_of_other_weights_than_the_records_is_refused(run, course_work, t
     assert_fails(run("handin", "1", "a/b", "--output", tmp_path), "name 'a/b'", "'/'")
     assert_fails(run("handin", "1", "--output", tmp_path), "give ID and name", "--check ZIP")
     assert_fails(run("handin", "1", "a", "--year", "2022"), "unknown year '2022'", "2023-spring")
+    assert_fails(run("handin", "1", "a", "--seed", -1), "seed -1 is not within 0 … 2**63 - 1")
     assert_fails(run("handin", "", "a", "--output", tmp_path), "ID ''", "make handin ID=")
     result = run("handin", "1", "a", "--results", results, "--output", tmp_path)
     assert_fails(result, "other weights than", "evaluate --checkpoint")
@@ -503,6 +504,16 @@ def test_wrong_options_are_named(run, arguments, wanted):
     assert code == 2 and wanted in err and "Traceback" not in err
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs the pipes of Unix")
+def test_a_reader_that_has_enough_is_no_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "lab7", "--help"]
+    done = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere"])
 def test_places_that_are_none(run, tiny, tmp_path, embedded_root, place):
     (tmp_path / "file").write_text("mine")
@@ -568,7 +579,7 @@ def test_settings_that_make_no_sense_are_named(run, tiny, tmp_path, embedded_roo
     assert_fails(run(*given, "--guidance", "nan"), "guidance_scale nan")
     assert_fails(run(*given, "--steps", 0), "num_inference_steps 0", "1 … 1000")
     assert_fails(run(*given, "--count", 0), "count 0")
-    assert_fails(run(*given, "--seed", 2**64), f"seed {2**64} within 0")
+    assert_fails(run(*given, "--seed", 2**64), f"seed {2**64} is not within 0")
     records = ["--results", tmp_path / "results", "--data", embedded_root, *tiny]
     assert_fails(run("evaluate", "--repetitions", 0, *records), "repetitions 0")
     assert_fails(run("sweep", "--guidance", "--steps", 1, *records), "guidance")
@@ -603,4 +614,5 @@ def test_labels_and_conditions_exclude_each_other(run, tiny, tmp_path):
     assert_fails(run("sample", *tiny), "--conditions")
     both = ["sample", "red cube", "--conditions", DATA_DIR / "test.json", *tiny]
     assert_fails(run(*both), "--conditions")
+    (tmp_path / "0.png").touch()
     assert_fails(run("evaluate", "--images", tmp_path, *tiny[2:]), "--conditions")

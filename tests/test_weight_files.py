@@ -183,9 +183,9 @@ def test_broken_files_never_end_in_a_traceback(weights, tmp_path, zipped):
 
 
 def test_file_that_is_not_there_or_a_folder(tmp_path, monkeypatch):
-    with pytest.raises(MissingFileError, match="no file of weights .*nowhere.pth"):
+    with pytest.raises(MissingFileError, match="no file .*nowhere.pth"):
         read_checkpoint(tmp_path / "nowhere.pth")
-    with pytest.raises(UserError, match="is a folder: name the file of weights"):
+    with pytest.raises(UserError, match="is a folder, not a file"):
         read_checkpoint(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     torch.save({}, tmp_path / "my weights.pth")

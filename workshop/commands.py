@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 from lab7 import options
 from lab7.errors import UserError
 from lab7.options import ROOT
-from workshop.course.options import USUAL, Options
+from workshop.course.options import NONE_GIVEN, Options
 
 
 def evaluate(
@@ -325,6 +325,7 @@ def handin(
         return print_check(check, handout, data)
     if student_id is None or name is None:
         raise UserError("give ID and name, such as handin 123456 Ada_Lovelace, or --check ZIP")
+    options.require_seed(seed)
     path, findings = make_handin(
         student_id,
         name,
@@ -345,7 +346,7 @@ def adopt(
     /,
     out: Path = Path("mine"),
     key: str | None = None,
-    network: Annotated[Options, arg(name="")] = USUAL,
+    network: Annotated[Options, arg(name="")] = NONE_GIVEN,
     steps: int = 20,
     guidance: float = 1.0,
     scheduler: str = "sde-dpmsolver++",

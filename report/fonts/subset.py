@@ -25,6 +25,14 @@ KANA = range(0x3041, 0x30FF)
 FULL_WIDTH = range(0xFF01, 0xFF5F)
 OF_NAMES = "凃堃喆峯綉羣煊邨寗彣琁啓娍栢碁銹裏墻恒粧嫺瑈濶犇皥瀞珺喦頴昻暎旼鑫灝瓛纘驤纕龢驊欒"
 
+OF_SIMPLIFIED_NAMES = (  # beyond the first level of GB2312
+    "钰韬炜烨祎晗晔纾绮绾缇缦萦诩谌谡赟轶郦铄铎铖铠锟锴镕镝闫隽霁韫顼颀颢飏飒骅骁骐骞骢鲲鸢鹂"
+    "邬郏邝郄阚芈缑珏玚玙珑瑷璎沣沩泾浔滢潇灏炀焘婵娅婳嫱绡缃绫绶缜旸枞栀桢椤骊骠骜鹄鹭鹮钊钏"
+    "钗钜铉铮锜镡赜赪贠怿恺沨峥嵘崃峤荟荠荪莳蓥蔺蕲谙谕谟谧谠讷诘诒翙翚訚闳闵闾飔飚饴骎骓骕骝"
+    "䶮伛俪傥叆垲姗娆妫嫔帼恽戬抟斓柽梽滟滪潆煳犟琎砺籁绂绛绨绲绻缂缌缪芗苌茏莜觐诏诜赉赓跹辂"
+    "辔迩钤钿铢铧锏镠镫闿阊阗霭靓韪飖驷骃黾"
+)
+
 
 def characters() -> set[str]:
     """Return the characters that the font shall have."""
@@ -36,6 +44,7 @@ def characters() -> set[str]:
         for cell in range(0xA1, 0xFF)
     }
     wanted |= {chr(code) for codes in (KANA, FULL_WIDTH) for code in codes} | set(OF_NAMES)
+    wanted |= set(OF_SIMPLIFIED_NAMES)
     return {character for character in wanted if len(character) == 1}
 
 

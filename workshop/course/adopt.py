@@ -6,6 +6,7 @@ show whether that was right.
 
 import math
 import os
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,16 @@ from lab7.files import read_json, require_place, user_path
 from lab7.model import ConditionalUNet
 from lab7.pipeline import ConditionalDDPMPipeline, fill_network, load_pipeline, save_pipeline
 from lab7.sampling import write_samples
-from lab7.weight_files import read_checkpoint
-from workshop.course.options import USUAL, Options
-from workshop.course.student_weights import KNOWN, LAST, TIME, Weights, find_network, has_channels
+from workshop.course.options import NONE_GIVEN, USUAL, Options
+from workshop.course.student_weights import (
+    KNOWN,
+    LAST,
+    OTHERS,
+    TIME,
+    Weights,
+    find_network,
+    has_channels,
+)
 
 CHOICES = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
@@ -32,7 +40,9 @@ CHOICES = {
 # `ConditionalUNet`. Beside those of `Options` only a folder of save_pretrained holds them.
 UNET_OPTIONS = ("norm_eps", "act_fn", "flip_sin_to_cos", "freq_shift", "center_input_sample")
 UNET_OPTIONS += ("downsample_padding", "mid_block_scale_factor")
+SCHEDULE = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end")
 UNET = ("attention_head_dim", "norm_num_groups")
+FILES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 SAVED = "diffusion_pytorch_model"
 
 
@@ -40,7 +50,7 @@ def adopt(
     weights: Path,
     out: Path = Path("mine"),
     key: str | None = None,
-    options: Options = USUAL,
+    options: Options = NONE_GIVEN,
     steps: int = 20,
     guidance: float = 1.0,
     scheduler: str = "sde-dpmsolver++",
@@ -74,7 +84,7 @@ def adopt(
 
 
 def read_network(
-    path: Path, key: str | None = None, options: Options = USUAL
+    path: Path, key: str | None = None, options: Options = NONE_GIVEN
 ) -> tuple[ConditionalUNet, DDPMScheduler, str]:
     """Build a student's network and its noise schedule.
 
@@ -92,35 +102,40 @@ def read_network(
         UserError: It is damaged, could run code, or holds no network of the kinds known.
     """
     file, saved = _read_folder(path) if os.path.isdir(path) else (path, {})
-    place, weights = find_network(read_checkpoint(file), file, key)
-    usual, given = vars(Options()), vars(options)
-    given = {name: value for name, value in given.items() if value != usual[name]}
+    place, weights, betas = find_network(file, key)
+    given, usual = options.given(), USUAL
+    if given.keys() & SCHEDULE:
+        saved.pop("trained_betas", None)
+    elif betas:
+        saved |= {"num_train_timesteps": len(betas), "trained_betas": betas}
+        usual = {name: value for name, value in USUAL.items() if name not in SCHEDULE}
     settings = usual | saved | given
     form = _read_form(weights, place)
     unet = _build(form, weights, settings, place)
     noise = DDPMScheduler(**{name: settings[name] for name in NOISE if name in settings})
-    sources = {
-        f"read off {place}": form | form["unet_options"] | saved,
-        "given": given,
-        "assumed": {name: usual[name] for name in usual if name not in saved | given},
-    }
-    sources["assumed"]["pictures"] = f"{IMAGE_SIZE}×{IMAGE_SIZE} in [-1, 1]"
+    read = form | form["unet_options"] | {n: x for n, x in saved.items() if n not in given}
+    assumed = {name: x for name, x in usual.items() if name not in saved | given}
+    assumed["pictures"] = f"{IMAGE_SIZE}×{IMAGE_SIZE} in [-1, 1]"
     if form["condition"] == "channels":
-        sources["assumed"]["input channels"] = "the picture's, then the labels'"
-    return unet, noise, "\n".join(_line(*source) for source in sources.items() if source[1])
+        assumed["input channels"] = "the picture's, then the labels'"
+    told = {f"read off {place}": read, "given": given, "assumed": assumed}
+    return unet, noise, "\n".join(_line(*source) for source in told.items() if source[1])
 
 
 def _line(title: str, values: dict[str, Any]) -> str:
-    shown = (f"{name} {value}" for name, value in values.items() if name != "unet_options")
-    return f"{title}: {'; '.join(shown)}"
+    shown = {n: reprlib.repr(x) if isinstance(x, list) else x for n, x in values.items()}
+    shown.pop("unet_options", None)
+    return f"{title}: {'; '.join(f'{name} {value}' for name, value in shown.items())}"
 
 
 def _read_folder(folder: Path) -> tuple[Path, dict[str, Any]]:
     """Return the file of the weights in a folder of save_pretrained, and the settings beside it."""
     files = [file for name in ("", "unet/") for file in folder.glob(f"{name}{SAVED}.*")]
-    files = sorted(file for file in files if file.suffix in (".bin", ".safetensors"))
+    files = sorted(file for file in files if file.suffix in FILES)
     if not files:
-        raise UserError(f"{folder} has no {SAVED}.safetensors: give the file of your weights")
+        others = ", ".join(sorted(f.name for f in folder.iterdir() if f.suffix in FILES)) or "none"
+        wanted = f"give the file of your weights; in the folder there are {others}"
+        raise UserError(f"{folder} has no {SAVED}.safetensors: {wanted}")
     settings = {}
     for file, names in (
         (files[-1].parent / "config.json", UNET + UNET_OPTIONS),
@@ -139,7 +154,7 @@ def _read_form(weights: Weights, place: str) -> dict[str, Any]:
         channels = [len(weights[f"down_blocks.{i}.resnets.0.conv1.weight"]) for i in levels]
         shift = len(weights["down_blocks.0.resnets.0.time_emb_proj.weight"])
     except KeyError as error:
-        raise UserError(f"{place} lacks {error.args[0]}: wanted is {KNOWN}") from None
+        raise UserError(f"{place} lacks {error.args[0]}: wanted is {KNOWN}; {OTHERS}") from None
     (down, downsampler), (up, upsampler) = (_blocks(weights, way, levels) for way in ("Down", "Up"))
     options = {
         "time_embedding_dim": len(weights[TIME]),
@@ -194,19 +209,21 @@ def _build(
     own = unet.state_dict()
     surplus = [name for name in weights if name not in own]
     if surplus:
-        raise UserError(f"{place}: {surplus[0]} has no place in {KNOWN}")
+        raise UserError(f"{place}: {surplus[0]} has no place in {KNOWN}; {OTHERS}")
+    broken = [name for name, weight in weights.items() if not weight.isfinite().all()]
+    if broken:
+        raise UserError(f"{place}: {broken[0]} is not finite: take weights from before that")
     fill_network(unet, weights, place)
     return unet.eval()
 
 
 def _check(settings: dict[str, Any], channels: list[int], weights: Weights) -> None:
     """Raise a UserError for a setting that no network, or not this one, can have."""
-    for name, choices in CHOICES.items():
-        if settings[name] not in choices:
-            raise unknown(name, settings[name], choices)
-    for name in vars(Options()):
-        if isinstance(settings[name], int | float) and not settings[name] > 0:
-            raise UserError(f"{name} {settings[name]} must be above 0")
+    for name, value in settings.items():
+        if name in CHOICES and value not in CHOICES[name]:
+            raise unknown(name, value, CHOICES[name])
+        if name in USUAL and isinstance(value, int | float) and not value > 0:
+            raise UserError(f"{name} {value} must be above 0")
     attended = [len(weight) for name, weight in weights.items() if name.endswith("to_q.weight")]
     for name, counts in zip(UNET, (attended, channels), strict=True):
         wrong = [count for count in counts if settings[name] and count % settings[name]]

@@ -69,21 +69,25 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
         with contextlib.suppress(UnicodeDecodeError, zipfile.BadZipFile, NotImplementedError):
             archive = zipfile.ZipFile(path, metadata_encoding=encoding)
             for info in archive.infolist():  # some tools of Windows write backslashes
-                info.filename = info.filename.replace("\\", "/")
+                info.filename = info.filename.replace("\\", "/").lstrip("/")
                 archive.NameToInfo[info.filename] = info
+                if info.flag_bits & 1:
+                    raise UserError(f"{path} needs a password: unpack it, and name its folder")
             return archive
     raise UserError(f"{path} {explain_file(path) or 'is neither a folder nor a zip of pictures'}")
 
 
 def _choose(path: Path, folders: dict[Place, Files], name: str, alone: bool) -> Place:
     """Return the folder named as a set, or where there is just this set the only one."""
-    exact = [place for place in folders if place.name.lower() == name]
+    named = {place: re.sub("[- ]", "_", place.name.lower()) for place in folders}
+    exact = [place for place in folders if named[place] == name.removeprefix("file-")]
     others = SCORED if name in SCORED else ()  # the one's pictures are not the other's
-    rest = [place for place in folders if alone and place.name.lower() not in others]
+    rest = [place for place in folders if alone and named[place] not in others]
     place = only(exact or rest, "numbered pictures", "--images")
     if place is None:
         wanted = f"{name}/0.png, {name}/1.png, …" if name in SCORED else "0.png, 1.png, …"
-        raise UserError(f"{path} holds no {wanted}: say by --conditions what its pictures show")
+        step = "say by --conditions what its pictures show" if folders else "number them so"
+        raise UserError(f"{path} holds no {wanted}: {step}")
     return place
 
 
@@ -94,8 +98,11 @@ def _read(place: Place, files: Files, count: int) -> tuple[Tensor, list[str]]:
     width, height = usual = max(sizes, key=sizes.count)
     for name, size in zip(names, sizes, strict=True):
         if size != usual or width != height:
-            found = f"{files[name]} is {size[0]}×{size[1]}, where most are {width}×{height}"
-            raise UserError(f"{found}: wanted are squares of one size, and no grid among them")
+            most = f", where most are {width}×{height}" if size != usual else ""
+            raise UserError(
+                f"{files[name]} is {size[0]}×{size[1]}{most}: wanted are squares of one size, and "
+                "no grid among them"
+            )
     if width != IMAGE_SIZE:
         notes.append(f"resized from {width}×{height} to {IMAGE_SIZE}×{IMAGE_SIZE}")
     pictures = np.stack([squeeze(image) for image in images])

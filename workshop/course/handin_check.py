@@ -5,7 +5,6 @@ the pictures 0.png, 1.png, ….
 """
 
 import io
-import os
 import re
 import zipfile
 import zlib
@@ -18,11 +17,13 @@ from typing import BinaryIO, Literal
 from PIL import Image
 
 from lab7.dataset import IMAGE_SIZE, SCORED, named_conditions
-from lab7.errors import MissingFileError, UserError, user_files
+from lab7.errors import UserError, user_files
+from lab7.files import existing_file
 from workshop.course.handouts import Handout
 
 JUNK = {"__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini", "__pycache__", ".ipynb_checkpoints"}
 SOURCE = (".py", ".ipynb")
+ARCHIVES = (".zip", ".rar", ".7z", ".tar", ".gz")
 WEIGHTS = (".pth", ".pt", ".ckpt", ".safetensors", ".bin", ".pkl")
 LARGEST = 100_000_000  # bytes that are unpacked of a file: a zip may hold a bomb
 MOST_NAMED = 4  # files that a line names, the others are counted
@@ -72,15 +73,13 @@ def check_handin(
         MissingFileError: There is no such file.
         UserError: It is no zip.
     """
-    if isinstance(file, Path) and not os.path.isfile(file):
-        raise MissingFileError(f"{file} is no file: give the zip that is handed in")
     counts = {f"images/{key}": len(named_conditions(key, data)) for key in SCORED}
     try:
         with user_files(), zipfile.ZipFile(file) as pack:
             entries, findings = _read_names(pack)
             findings = [*_check_title(name, handout), *findings, *_check_report(pack, entries)]
-            for folder, count in counts.items():
-                findings += _check_images(pack, entries, PurePosixPath(folder), count, handout)
+            for folder, count in counts.items() if handout.images else ():
+                findings += _check_images(pack, entries, PurePosixPath(folder), count)
             return findings + list(_check_rest(entries))
     except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError) as error:
         raise UserError(f"{name} is no zip, or a damaged one: {error}") from None
@@ -92,6 +91,7 @@ def print_check(path: Path, handout: Handout, data: Path | None = None) -> None:
     Raises:
         UserError: It finds something that has to be mended, or see there.
     """
+    path = existing_file(path)
     findings = check_handin(path, path.name, handout, data)
     print(f"{path} against the list of {handout.term}", *findings, sep="\n")
     wrong = sum(not finding.harmless for finding in findings)
@@ -191,14 +191,13 @@ def _check_report(pack: zipfile.ZipFile, entries: Entries) -> Iterator[Finding]:
 
 
 def _check_images(
-    pack: zipfile.ZipFile, entries: Entries, folder: PurePosixPath, count: int, handout: Handout
+    pack: zipfile.ZipFile, entries: Entries, folder: PurePosixPath, count: int
 ) -> Iterator[Finding]:
     files = {str(p.relative_to(folder)): p for p in entries if p.is_relative_to(folder)}
     if not files:
-        if handout.images:
-            places = {str(p.parent) for p in entries if _NUMBERED.fullmatch(p.name)}
-            hint = f": there are numbered pictures in {_list(sorted(places))}" if places else ""
-            yield Finding("missing", f"{folder}/0.png … {count - 1}.png{hint}")
+        places = {str(p.parent) for p in entries if _NUMBERED.fullmatch(p.name)}
+        hint = f": there are numbered pictures in {_list(sorted(places))}" if places else ""
+        yield Finding("missing", f"{folder}/0.png … {count - 1}.png{hint}")
         return
     wanted = [f"{index}.png" for index in range(count)]
     missing = [name for name in wanted if name not in files]
@@ -241,6 +240,9 @@ def _check_rest(entries: Entries) -> Iterator[Finding]:
         yield Finding("there", f"source: {len(code)} files")
     else:
         yield Finding("missing", f"source: there is no {' or '.join(SOURCE)}")
+    packed = [path for path in entries if path.suffix.lower() in ARCHIVES]
+    if packed:
+        yield Finding("note", f"archives, whose content is not looked at: {_list(packed)}")
     training = [path for path in entries if _TRAINING.fullmatch(path.name)]
     if training:
         yield Finding("too much", f"pictures of the data set: {_list(training)}")

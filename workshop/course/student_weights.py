@@ -1,16 +1,19 @@
 """The weights of a UNet2DModel in a student's file, whatever is wrapped around them."""
 
+import argparse
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lab7.errors import UserError
 from lab7.labels import NUM_LABELS
+from lab7.weight_files import read_checkpoint
 
 Weights = dict[str, Tensor]
 
@@ -18,6 +21,7 @@ KNOWN = (
     "diffusers' UNet2DModel, with the condition through one linear layer to the time embedding or "
     f"as {NUM_LABELS} more input channels"
 )
+OTHERS = "pictures of any other network are scored by evaluate --images"
 # Every such network has them.
 FIRST, TIME, LAST = "conv_in.weight", "time_embedding.linear_1.weight", "conv_out.weight"
 # The modules of UNet2DModel that have weights, its class embedding aside.
@@ -25,30 +29,45 @@ MODULES = ("conv_in", "time_embedding", "down_blocks", "mid_block", "up_blocks")
 MODULES += ("conv_norm_out", "conv_out")
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OLD_NAME = re.compile(rf"(?<=\.)({'|'.join(OLD_NAMES)})(?=\.)")
+SCHEDULE = re.compile(r"(betas|beta_t|alpha[^.]*)$")  # buffers of a student's own DDPM
+# What scripts save beside weights, in a pickle: losses, states of generators, arguments. To make
+# these runs no code of the file. NumPy's two functions have moved.
+_NUMPY = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.empty(0).__reduce__()[0]}
+_PLAIN_VALUES = [
+    *(argparse.Namespace, np.ndarray, np.dtype),
+    *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"},
+    *((f, f"numpy.{core}.multiarray.{n}") for n, f in _NUMPY.items() for core in ("core", "_core")),
+]
 
 
-def find_network(content: Any, path: Path, key: str | None = None) -> tuple[str, Weights]:
-    """Find the one network in what a file holds.
+def find_network(path: Path, key: str | None = None) -> tuple[str, Weights, list[float]]:
+    """Find the one network in a file.
 
     Args:
-        content: State dicts, nested in dicts and lists; those of optimizers are left alone.
-        path: The file, for messages.
+        path: The file: state dicts, nested in dicts and lists; those of optimizers are left alone.
         key: Where the network is, needed if there are several and not just one of them an EMA.
 
     Returns:
-        Where it is, and its weights by the names they have in `ConditionalUNet`, the layer that
-        takes the condition among them.
+        Where it is; its weights by the names they have in `ConditionalUNet`, the layer that takes
+        the condition among them; and the betas that are saved with it, if there are.
 
     Raises:
-        UserError: There is none, there are several, or it has weights of an unknown kind.
+        MissingFileError: There is no such file.
+        UserError: It cannot be read, could run code, or holds no network, several, or one that has
+            weights of an unknown kind.
     """
-    tensors, home = {}, {}
-    for place, name, tensor in _tensors(content):
-        tensors[place + name], home[place + name] = tensor, place
+    with torch.serialization.safe_globals(_PLAIN_VALUES):
+        places = dict(_tensors(read_checkpoint(path)))
+    _name_averages(places)
+    tensors = {place + name: x for place, found in places.items() for name, x in found.items()}
+    home = {place + name: place for place, found in places.items() for name in found}
     prefixes = [name.removesuffix(FIRST) for name in tensors if name.endswith(FIRST)]
     prefixes = [start for start in prefixes if {start + TIME, start + LAST} <= tensors.keys()]
     if not prefixes:
-        raise UserError(f"{path}: {next(iter(tensors), 'what it holds')} has no place in {KNOWN}")
+        found = next(iter(tensors), "what it holds")
+        if found.split(".")[-1].isdigit():
+            raise UserError(f"{path} holds weights without names: save network.state_dict()")
+        raise UserError(f"{path}: {found} has no place in {KNOWN}; {OTHERS}")
     chosen = _choose(prefixes, path, key)
     homes = {home[prefix + FIRST] for prefix in prefixes}
     weights, rest, apart = {}, {}, {}
@@ -60,15 +79,18 @@ def find_network(content: Any, path: Path, key: str | None = None) -> tuple[str,
             apart[name] = tensor
         elif _kinship(name, chosen) == max(_kinship(name, prefix) for prefix in prefixes):
             rest[name] = tensor
-    layer, size = {}, len(weights[TIME])
+    betas, layer, size = _take_schedule(rest), {}, len(weights[TIME])
     if not has_channels(weights):
         layer = _take_condition(rest, size) or _take_condition(apart, size)
     if rest:
         name, tensor = next(iter(rest.items()))
-        raise UserError(f"{path}: {name} {tuple(tensor.shape)} has no place in {KNOWN}")
+        raise UserError(f"{path}: {name} {tuple(tensor.shape)} has no place in {KNOWN}; {OTHERS}")
     if not layer and not has_channels(weights):
-        raise UserError(f"{path} has no layer that takes {NUM_LABELS} labels: wanted is {KNOWN}")
-    return f"{path} {chosen}".rstrip(" ."), weights | layer
+        raise UserError(
+            f"{path} has no layer that takes {NUM_LABELS} labels: wanted is {KNOWN}; save a layer "
+            "of your own with it: torch.save({'unet': …, 'layer': layer.state_dict()}, path)"
+        )
+    return f"{path} {chosen}".rstrip(" ."), weights | layer, betas
 
 
 def has_channels(weights: Weights) -> bool:
@@ -76,22 +98,30 @@ def has_channels(weights: Weights) -> bool:
     return weights[FIRST].shape[1] == len(weights[LAST]) + NUM_LABELS
 
 
-def _tensors(content: Any, place: str = "") -> Iterator[tuple[str, str, Tensor]]:
-    """Yield where each tensor in a checkpoint is, its name there, and itself; no optimizer's."""
+def _tensors(content: Any, place: str = "") -> Iterator[tuple[str, Weights]]:
+    """Yield each place in a checkpoint with the tensors there by name; no optimizer's."""
     if isinstance(content, list | tuple):
-        content = dict(enumerate(content))
+        content = {str(index): value for index, value in enumerate(content)}
     if not isinstance(content, dict) or "param_groups" in content:
         return
+    tensors = {str(n): x for n, x in content.items() if isinstance(x, Tensor)}
+    yield place, {n: x for n, x in tensors.items() if x.is_floating_point() and x.ndim}
     for name, value in content.items():
-        if isinstance(value, Tensor) and value.is_floating_point() and value.ndim:
-            yield place, str(name), value
-        else:
-            yield from _tensors(value, f"{place}{name}.")
+        yield from _tensors(value, f"{place}{name}.")
+
+
+def _name_averages(places: dict[str, Weights]) -> None:
+    """Name the weights of diffusers' EMAModel, a list, as those of the network it averages."""
+    for place, found in places.items():
+        for named in places.values() if "0" in found else ():
+            shapes = [[tensor.shape for tensor in group.values()] for group in (found, named)]
+            if shapes[0] == shapes[1]:
+                places[place] = dict(zip(named, found.values(), strict=True))
 
 
 def _choose(prefixes: list[str], path: Path, key: str | None) -> str:
     """Choose one of several networks: what the key names, else the one that is an EMA."""
-    named = [prefix for prefix in prefixes if key is None or prefix.startswith(f"{key}.")]
+    named = [name for name in prefixes if key is None or name.startswith(f"{key.rstrip('.')}.")]
     averaged = [prefix for prefix in named if "ema" in re.split("[._]", prefix.lower())]
     if len(averaged or named) != 1:
         names = ", ".join(prefix.rstrip(".") or "no key" for prefix in prefixes)
@@ -102,6 +132,13 @@ def _choose(prefixes: list[str], path: Path, key: str | None) -> str:
 def _kinship(name: str, other: str) -> int:
     """Count the modules that two names begin with in common."""
     return len(os.path.commonprefix([name.split("."), other.split(".")]))
+
+
+def _take_schedule(tensors: Weights) -> list[float]:
+    """Take out what a noise schedule has for each of its time steps; return the betas."""
+    lengths = {x.shape for n, x in tensors.items() if SCHEDULE.search(n) and len(x) == x.numel()}
+    taken = {n: tensors.pop(n) for n, x in list(tensors.items()) if x.shape in lengths}
+    return next((x.flatten().tolist() for n, x in taken.items() if n.endswith("betas")), [])
 
 
 def _take_condition(tensors: Weights, size: int) -> Weights:
