@@ -25,9 +25,7 @@ _INDEX = {label: index for index, label in enumerate(LABELS)}
 _EXAMPLE = '[["red cube"], ["blue cube", "cyan sphere"]]'
 _ALLOWED = f"A label is a color ({', '.join(COLORS)}) and a shape ({', '.join(SHAPES)})"
 
-_SPACES = re.compile(
-    r"[\s_\u200b\ufeff\u2010-\u2015\u2212-]+"
-)  # hyphens, and spaces of no width, too
+_SPACES = re.compile(r"[\s_\u200b\ufeff\u2010-\u2015\u2212-]+")  # and hyphens of all kinds
 _QUOTES = re.compile(r"[\"'`\u2018-\u201f「」]")
 _SEPARATORS = re.compile(r"[,;+&、/|]|\band\b|(?<=cube) |(?<=sphere) |(?<=cylinder) ")
 
