@@ -1,6 +1,7 @@
 """The notebooks: their form, what is stored in them, and a run of each in the smoke profile."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -65,6 +66,19 @@ def test_form(name):
     if name != "solutions":
         for wanted in ("Question.", "Answer.", "Needs", "# Conclusion", "# Exercises", "# Refer"):
             assert wanted in headings
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "solutions"])
+def test_sections_ask_and_answer(name):
+    notebook = read(name)
+    text = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+    sections, _, exercises = text.partition("## Conclusion")
+    for section in re.split(r"^## (?=\d)", sections, flags=re.M)[1:]:
+        questions = re.findall(r"\*\*(?:Before you|Question)", section)
+        assert 1 <= len(questions) == section.count("<details>") == section.count("</details>")
+    gaps = sum("check(answer," in cell.source for cell in code_cells(notebook))
+    open_ones = len(re.findall(r"^\*\*\d\.\*\* \*Open\.\*", exercises, flags=re.M))
+    assert gaps and gaps + open_ones == len(re.findall(r"^\*\*\d\.\*\*", exercises, flags=re.M))
 
 
 @pytest.mark.parametrize("name", NAMES)
