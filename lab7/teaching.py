@@ -88,7 +88,7 @@ def drawing(
         ends = {"patchA": drawn[start].get_bbox_patch(), "patchB": drawn[end].get_bbox_patch()}
         axes.annotate("", boxes[end][:2], boxes[start][:2], arrowprops=look | ends)
     xs, ys, _ = zip(*boxes.values(), strict=True)
-    axes.set(xlim=(min(xs) - 0.5, max(xs) + 0.5), ylim=(min(ys) - 0.5, max(ys) + 0.5))
+    axes.set(xlim=(min(xs) - 0.5, max(xs) + 0.5), ylim=(min(ys) - 0.4, max(ys) + 0.6))
     axes.axis("off")
     return chart
 
