@@ -1,0 +1,124 @@
+"""The search for the cheapest sampler: the finals, the choice, the log."""
+
+import json
+import shutil
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from lab7.auditor import Auditor, AuditorNetwork
+from lab7.evaluator import Evaluator, build_network
+from lab7.labels import LABELS
+from lab7.pipeline import SETTINGS, load_pipeline
+from lab7.records import read_log, read_record
+from lab7.scoring import Verdicts
+from workshop.records import file_hash
+from workshop.study import search
+from workshop.study.search import (
+    Candidate,
+    choose_finalists,
+    draw_candidate,
+    record_search,
+    search_sampler,
+)
+
+CONDITIONS = [[label] for label in LABELS] * 4
+CHEAP, MIDDLE, DEAR, DEAREST = (Candidate(num_inference_steps=count) for count in (8, 12, 16, 20))
+
+
+def judged(wrong):
+    """Draw pictures of which those of the given rows, by candidate, show nothing."""
+    drawn = []
+
+    def draw(candidate, conditions, repetitions):
+        drawn.append((candidate, len(conditions), repetitions))
+        condition = list(range(len(conditions))) * repetitions
+        right = [row % 96 not in wrong[candidate] for row in range(len(condition))]
+        labels = [LABELS.index(conditions[row][0]) for row in condition]
+        seen = [[label] if hit else [] for label, hit in zip(labels, right, strict=True)]
+        verdicts = Verdicts(conditions, condition, None, [*map(int, right)], seen, seen)
+        passes = candidate.num_inference_steps
+        return {"candidate": candidate, "passes": passes, "pictures": verdicts}
+
+    return draw, drawn
+
+
+def test_the_cheapest_is_chosen_that_cannot_be_told_from_the_best():
+    draw, drawn = judged({DEAREST: {3, 4}, DEAR: {0}, MIDDLE: {1, 2}, CHEAP: range(60)})
+    found = search_sampler(draw, CONDITIONS, (DEAREST, DEAR, MIDDLE, CHEAP), yardstick=None)
+    assert found["chosen"] == MIDDLE and "yardstick" not in found
+    screen = [(candidate, 48, 2) for candidate in (DEAREST, DEAR, MIDDLE, CHEAP)]
+    finals = [(DEAR, 96, 8), (MIDDLE, 96, 8), (DEAREST, 96, 8)]
+    assert drawn == screen + finals
+    assert [row["worse"] for row in found["screen"]] == [False, False, False, True]
+    assert [row["num_inference_steps"] for row in found["finals"]] == [16, 12, 20]
+    worst = found["screen"][-1]
+    assert worst["exact_set"].value == worst["exact_scene"].value == 36 / 96
+    assert worst["difference"]["exact_set"].high < 0
+
+
+def test_what_the_finals_tell_from_the_best_is_passed_over():
+    kind, _ = judged({DEAREST: range(9), DEAR: {0}, MIDDLE: {1, 2}, CHEAP: {1, 2, 3}})
+    strict, _ = judged({DEAR: {0}, MIDDLE: {1, 2}, CHEAP: range(30)})
+
+    def draw(candidate, conditions, repetitions):
+        return (strict if repetitions == 8 else kind)(candidate, conditions, repetitions)
+
+    found = search_sampler(draw, CONDITIONS, (MIDDLE, DEAR, CHEAP), yardstick=DEAREST)
+    assert [row["worse"] for row in found["finals"]] == [False, True, False]
+    assert found["chosen"] == MIDDLE
+    assert [len(row["pictures"].condition) for row in found["yardstick"]] == [48, 48]
+    assert found["yardstick"][1]["difference"]["exact_set"].value > 0
+
+
+def test_each_finalist_is_dearer_and_better_than_the_one_before():
+    wrong = {DEAREST: (), DEAR: (), MIDDLE: (1, 2), CHEAP: range(90)}
+    draw, _ = judged(wrong)
+    assert choose_finalists([draw(one, CONDITIONS, 1) for one in wrong]) == [MIDDLE, DEAR]
+
+
+@pytest.fixture
+def judges():
+    torch.manual_seed(0)
+    auditor, evaluator = AuditorNetwork(), build_network()
+    return {"evaluator": Evaluator(evaluator, "cpu"), "auditor": Auditor(auditor, "cpu")}
+
+
+def test_a_candidate_is_drawn_as_it_says_and_once(pipeline, judges, tmp_path):
+    seen, log = [], tmp_path / "log.jsonl"
+    pipeline.unet.register_forward_pre_hook(
+        lambda _, args: seen.append((int(args[1]), len(args[0])))
+    )
+    candidate = Candidate("ddim", 3, 2.5, (300, 700), 2.0)
+    row = draw_candidate(candidate, CONDITIONS[:2], 2, log, pipeline, **judges)
+    assert [count for _, count in seen] == [4, 4, 8] and row["passes"] == 4
+    assert [t for t, _ in seen] == [995, 796, 498]
+    again = draw_candidate(candidate, CONDITIONS[:2], 2, log, pipeline, **judges)
+    assert again == row and len(seen) == 3
+    draw_candidate(candidate, CONDITIONS[:2], 1, log, pipeline, **judges)
+    assert len(seen) == 6 and len(read_log(log)) == 2
+
+
+def test_the_record_holds_what_was_tried_and_the_choice(
+    saved_pipeline, judges, tmp_path, monkeypatch
+):
+    mine = shutil.copytree(saved_pipeline, tmp_path / "pipeline")
+    tried = (Candidate(num_inference_steps=3), Candidate(num_inference_steps=2, guidance_scale=2.0))
+    monkeypatch.setattr(search, "CANDIDATES", tried)
+    monkeypatch.setattr(search, "named_conditions", lambda name: CONDITIONS[:2])
+    for judge in ("Evaluator", "Auditor"):
+        loaded = judges[judge.lower()]
+        monkeypatch.setattr(getattr(search, judge), "load", lambda device, loaded=loaded: loaded)
+    found = record_search("s", mine, False, True, tmp_path / "work", tmp_path, "cpu")
+    record = read_record("s", tmp_path)
+    assert record.get("chosen") == json.loads(json.dumps(asdict(found["chosen"])))
+    assert record.environment["weights_sha256"] == file_hash(mine / "unet")
+    assert [row["name"] for row in record.get("screen")] == [str(one) for one in tried]
+    kept = load_pipeline(mine, "cpu")
+    assert kept.settings() == {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(found["chosen"]).items()
+        if name in SETTINGS
+    }
+    assert record_search("s", mine, False, False, tmp_path / "work", tmp_path, "cpu") == found

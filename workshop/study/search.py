@@ -1,0 +1,266 @@
+"""The search for the cheapest way to sample: candidates drawn on valid.json, and what is chosen.
+
+1. Each candidate draws every second condition under two seeds. Those worse than the best are out,
+   and so is each that another, no dearer, scores as high as.
+2. The others draw all conditions under eight seeds, the best first and then from the cheapest on:
+   the first that cannot be told from the best is chosen.
+
+Scores are the evaluator's. What the auditor says is written down, and decides nothing.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lab7.auditor import Auditor
+from lab7.dataset import named_conditions
+from lab7.diffusion import convert_scheduler
+from lab7.estimates import Estimate, difference
+from lab7.evaluator import Evaluator
+from lab7.files import require_writable
+from lab7.pipeline import (
+    SETTINGS,
+    ConditionalDDPMPipeline,
+    count_passes,
+    load_pipeline,
+    save_pipeline,
+)
+from lab7.records import RESULTS_DIR, append_log, read_log
+from lab7.scoring import Conditions, Verdicts, draw_and_judge, score_verdicts
+from workshop.records import file_hash, require_name, write_record
+
+SCORES = ("top_k", "exact_set")  # that decide, the first before the second
+SCREENED, FINAL = 2, 8  # seeds
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to sample.
+
+    Attributes:
+        scheduler: See `convert_scheduler`.
+        num_inference_steps: Of the sampler.
+        guidance_scale: Weight of guidance.
+        guidance_interval: Time steps with guidance.
+        timestep_shift: See `set_steps`.
+    """
+
+    scheduler: str = "sde-dpmsolver++"
+    num_inference_steps: int = 12
+    guidance_scale: float = 3.0
+    guidance_interval: tuple[int, int] = (300, 950)
+    timestep_shift: float = 1.0
+
+    def __str__(self):
+        low, high = self.guidance_interval
+        name = f"{self.scheduler} {self.num_inference_steps} w{self.guidance_scale:g} {low}-{high}"
+        return name if self.timestep_shift == 1 else f"{name} shift {self.timestep_shift:g}"
+
+
+_vary = functools.partial(dataclasses.replace, Candidate())
+WHOLE = (0, 999)
+TODAY = _vary(num_inference_steps=20, guidance_interval=WHOLE)
+YARDSTICK = _vary(scheduler="ddpm", num_inference_steps=1000, guidance_interval=WHOLE)
+CANDIDATES = (
+    TODAY,
+    *(
+        _vary(num_inference_steps=n, guidance_interval=interval, timestep_shift=shift)
+        for interval in ((300, 950), (400, 950), (500, 950))
+        for n in (10, 12, 14, 16)
+        for shift in (1.0, 2.0)
+    ),
+)
+Row = dict[str, Any]  # what one candidate scored
+Draw = Callable[[Candidate, Conditions, int], Row]
+
+
+def search_sampler(
+    draw: Draw,
+    conditions: Conditions,
+    candidates: Sequence[Candidate],
+    yardstick: Candidate | None = None,
+) -> dict[str, Any]:
+    """Choose the cheapest candidate whose scores cannot be told from the best.
+
+    Args:
+        draw: See `draw_candidate`, without what it takes from the log on.
+        conditions: Those to choose on, so not the test's.
+        candidates: What is tried; the first is the default until now, and always a finalist.
+        yardstick: Drawn once for each condition of the screen, beside the choice; None: nothing.
+
+    Returns:
+        "screen" and "finals": rows, see `describe`; "chosen": the candidate; "yardstick": two rows,
+        of it and of the choice, over the same conditions and seeds.
+    """
+    some = conditions[::2]
+    screen = [draw(candidate, some, SCREENED) for candidate in candidates]
+    finalists = choose_finalists(screen)
+    finals = [draw(finalists.pop(), conditions, FINAL)]
+    best = chosen = finals[0]
+    for candidate in finalists:
+        finals.append(draw(candidate, conditions, FINAL))
+        if not is_worse(finals[-1], best):
+            chosen = finals[-1]
+            break
+    if candidates[0] not in [row["candidate"] for row in finals]:
+        finals.append(draw(candidates[0], conditions, FINAL))
+    found = {
+        "screen": [describe(row, max(screen, key=_rank)) for row in screen],
+        "finals": [describe(row, best) for row in finals],
+        "chosen": chosen["candidate"],
+    }
+    if yardstick is not None:
+        rows = [draw(candidate, some, 1) for candidate in (yardstick, chosen["candidate"])]
+        found["yardstick"] = [describe(row, rows[0]) for row in rows]
+    return found
+
+
+def record_search(
+    name: str,
+    checkpoint: Path,
+    yardstick: bool,
+    keep: bool,
+    output: Path,
+    root: Path = RESULTS_DIR,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Search on valid.json, and write down what was found, see `search_sampler`.
+
+    Args:
+        name: Of the record.
+        checkpoint: Folder of the generator.
+        yardstick: Whether to draw with `YARDSTICK` too.
+        keep: Whether to save the choice with the checkpoint.
+        output: Folder of the log of what was drawn, one for each network.
+        root: Folder of the records.
+        device: Where to draw; None takes the best there is.
+
+    Raises:
+        UserError: A folder cannot be read or written.
+    """
+    for folder in (root / require_name(name), output, *([checkpoint] if keep else [])):
+        require_writable(folder)
+    weights = checkpoint / "unet"  # beside them lie the settings, which the choice changes
+    draw = functools.partial(
+        draw_candidate,
+        log=output / f"{file_hash(weights)[:12]}.jsonl",
+        pipeline=load_pipeline(checkpoint, device),
+        evaluator=Evaluator.load(device=device),
+        auditor=Auditor.load(device=device),
+    )
+    conditions, beside = named_conditions("valid"), YARDSTICK if yardstick else None
+    found = search_sampler(draw, conditions, CANDIDATES, beside)
+    write_record(name, {}, found, root, weights=weights)
+    if keep:
+        save_pipeline(_pipeline(draw.keywords["pipeline"], found["chosen"]), checkpoint)
+    return found
+
+
+def print_search(found: dict[str, Any]) -> None:
+    """Print a line for each row, and the choice."""
+    for part in ("screen", "finals", "yardstick"):
+        for row in found.get(part, []):
+            scores = (f"{name} {row[name].value:.4f}" for name in (*SCORES, "exact_scene"))
+            worse = "worse than the best" if row["worse"] else ""
+            print(f"{part:10}{row['name']:40}{row['passes']:5} passes ", *scores, worse, sep="  ")
+    print(f"chosen: {found['chosen']}")
+
+
+def choose_finalists(screen: Sequence[Row]) -> list[Candidate]:
+    """Return the candidates of the finals, each dearer and better than the one before it.
+
+    The last is the best of the screen; those that are worse than it are left out.
+    """
+    best = max(screen, key=_rank)
+    kept = sorted(screen, key=lambda row: (row["passes"], *(-score for score in _scores(row))))
+    finalists = []
+    for row in kept:
+        if not is_worse(row, best) and all(_scores(row) > _scores(other) for other in finalists):
+            finalists.append(row)
+    return [row["candidate"] for row in finalists]
+
+
+def is_worse(row: Row, best: Row) -> bool:
+    """Say whether the interval of a deciding score's paired difference is below 0."""
+    return any(_paired(row, best, score).high < 0 for score in SCORES)
+
+
+def describe(row: Row, best: Row) -> dict[str, Any]:
+    """Return a row of the record.
+
+    It has the candidate, its "passes" of the network a picture, the scores, the auditor's
+    "exact_scene", how the deciding scores differ from the best's, and every picture's verdict.
+    """
+    found = score_verdicts(row["pictures"])
+    return {
+        "name": str(row["candidate"]),
+        **asdict(row["candidate"]),
+        "passes": row["passes"],
+        **{score: getattr(found["scores"], score) for score in SCORES},
+        "exact_scene": found["audit"].exact_scene,
+        "difference": {score: _paired(row, best, score) for score in SCORES},
+        "worse": is_worse(row, best),
+        "pictures": row["pictures"],
+    }
+
+
+def draw_candidate(
+    candidate: Candidate,
+    conditions: Conditions,
+    repetitions: int,
+    log: Path,
+    pipeline: ConditionalDDPMPipeline,
+    evaluator: Evaluator,
+    auditor: Auditor,
+) -> Row:
+    """Draw and judge pictures, unless the log has them.
+
+    Args:
+        candidate: How to sample.
+        conditions: N lists of labels.
+        repetitions: Pictures of each.
+        log: File of what was drawn; it is added to.
+        pipeline: The generator.
+        evaluator: The judge.
+        auditor: The second judge.
+
+    Returns:
+        "candidate", its "passes" of the network a picture, and "pictures", the `Verdicts`.
+    """
+    key = {"candidate": str(candidate), "conditions": len(conditions), "repetitions": repetitions}
+    known = [row for row in (read_log(log) if log.exists() else []) if key.items() <= row.items()]
+    if not known:
+        metrics, _ = draw_and_judge(
+            _pipeline(pipeline, candidate), conditions, evaluator, auditor, repetitions=repetitions
+        )
+        append_log(
+            log, key | {name: metrics[name] for name in (*SETTINGS, "timesteps", "pictures")}
+        )
+        known = read_log(log)[-1:]
+    pictures = Verdicts(**known[0]["pictures"])
+    return {"candidate": candidate, "passes": count_passes(known[0]), "pictures": pictures}
+
+
+def _pipeline(pipeline: ConditionalDDPMPipeline, candidate: Candidate) -> ConditionalDDPMPipeline:
+    """Make a pipeline that samples as the candidate says."""
+    scheduler = convert_scheduler(pipeline.scheduler, candidate.scheduler)
+    settings = {name: getattr(candidate, name) for name in SETTINGS}
+    return ConditionalDDPMPipeline(pipeline.unet, scheduler, **settings)
+
+
+def _paired(row: Row, best: Row, score: str) -> Estimate:
+    ratios = [one["pictures"].ratios()["scores"][score] for one in (row, best)]
+    return difference(*ratios, row["pictures"].condition)
+
+
+def _scores(row: Row) -> tuple[float, ...]:
+    ratios = row["pictures"].ratios()["scores"]
+    return tuple(float(sum(ratios[score][0]) / sum(ratios[score][1])) for score in SCORES)
+
+
+def _rank(row: Row) -> tuple[float, ...]:
+    """Higher is better; of equal scores, fewer passes."""
+    return (*_scores(row), -row["passes"])
