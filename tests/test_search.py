@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from lab7.auditor import Auditor, AuditorNetwork
+from lab7.diffusion import convert_scheduler
 from lab7.evaluator import Evaluator, build_network
 from lab7.labels import LABELS
-from lab7.pipeline import SETTINGS, load_pipeline
+from lab7.pipeline import SETTINGS, ConditionalDDPMPipeline, load_pipeline
 from lab7.records import read_log, read_record
-from lab7.scoring import Verdicts
+from lab7.scoring import Verdicts, draw_and_judge
 from workshop.records import file_hash
 from workshop.study import search
 from workshop.study.search import (
@@ -92,12 +93,17 @@ def test_a_candidate_is_drawn_as_it_says_and_once(pipeline, judges, tmp_path):
     )
     candidate = Candidate("ddim", 3, 2.5, (300, 700), 2.0)
     row = draw_candidate(candidate, CONDITIONS[:2], 2, log, pipeline, **judges)
-    assert [count for _, count in seen] == [4, 4, 8] and row["passes"] == 4
-    assert [t for t, _ in seen] == [995, 796, 498]
+    assert seen == 2 * [(995, 2), (796, 2), (498, 4)] and row["passes"] == 4
     again = draw_candidate(candidate, CONDITIONS[:2], 2, log, pipeline, **judges)
-    assert again == row and len(seen) == 3
-    draw_candidate(candidate, CONDITIONS[:2], 1, log, pipeline, **judges)
-    assert len(seen) == 6 and len(read_log(log)) == 2
+    assert again == row and len(seen) == 6
+    more = draw_candidate(candidate, CONDITIONS[:2], 3, log, pipeline, **judges)
+    assert len(seen) == 9 and len(read_log(log)) == 3, "only what is missing"
+    settings = {name: getattr(candidate, name) for name in SETTINGS}
+    drawing = ConditionalDDPMPipeline(
+        pipeline.unet, convert_scheduler(pipeline.scheduler, "ddim"), **settings
+    )
+    expected, _ = draw_and_judge(drawing, CONDITIONS[:2], **judges, repetitions=3)
+    assert more["pictures"] == expected["pictures"]
 
 
 def test_the_record_holds_what_was_tried_and_the_choice(
@@ -110,7 +116,7 @@ def test_the_record_holds_what_was_tried_and_the_choice(
     for judge in ("Evaluator", "Auditor"):
         loaded = judges[judge.lower()]
         monkeypatch.setattr(getattr(search, judge), "load", lambda device, loaded=loaded: loaded)
-    found = record_search("s", mine, False, True, tmp_path / "work", tmp_path, "cpu")
+    found = record_search("s", mine, False, 3, True, tmp_path / "work", tmp_path, "cpu")
     record = read_record("s", tmp_path)
     assert record.get("chosen") == json.loads(json.dumps(asdict(found["chosen"])))
     assert record.environment["weights_sha256"] == file_hash(mine / "unet")
@@ -121,4 +127,4 @@ def test_the_record_holds_what_was_tried_and_the_choice(
         for name, value in asdict(found["chosen"]).items()
         if name in SETTINGS
     }
-    assert record_search("s", mine, False, False, tmp_path / "work", tmp_path, "cpu") == found
+    assert record_search("s", mine, False, 3, False, tmp_path / "work", tmp_path, "cpu") == found

@@ -153,6 +153,7 @@ def sweep(
 def search(
     checkpoint: options.Checkpoint = options.GENERATOR,
     yardstick: bool = True,
+    seeds: int = 8,
     keep: bool = False,
     record: str = "search-sampler",
     output: Path = ROOT / "runs" / "search",
@@ -166,13 +167,14 @@ def search(
 
     Args:
         yardstick: Draw with DDPM's 1000 steps too, which takes longest.
+        seeds: Pictures of each condition in the finals.
         keep: Save the choice with the checkpoint, which then draws with it by default.
         record: Name of the record.
         output: Folder that keeps what was drawn so far.
     """
     from workshop.study.search import print_search, record_search
 
-    print_search(record_search(record, checkpoint, yardstick, keep, output, results, device))
+    print_search(record_search(record, checkpoint, yardstick, seeds, keep, output, results, device))
 
 
 def render(

@@ -2,7 +2,7 @@
 
 1. Each candidate draws every second condition under two seeds. Those worse than the best are out,
    and so is each that another, no dearer, scores as high as.
-2. The others draw all conditions under eight seeds, the best first and then from the cheapest on:
+2. The others draw all conditions under more seeds, the best first and then from the cheapest on:
    the first that cannot be told from the best is chosen.
 
 Scores are the evaluator's. What the auditor says is written down, and decides nothing.
@@ -33,7 +33,9 @@ from lab7.scoring import Conditions, Verdicts, draw_and_judge, score_verdicts
 from workshop.records import file_hash, require_name, write_record
 
 SCORES = ("top_k", "exact_set")  # that decide, the first before the second
-SCREENED, FINAL = 2, 8  # seeds
+SCREENED = 2  # seeds
+_LOGGED = (*SETTINGS, "timesteps", "pictures")
+_LISTS = ("condition", "seed", "hits", "seen", "counted")  # of verdicts, an entry for each picture
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Candidate:
     scheduler: str = "sde-dpmsolver++"
     num_inference_steps: int = 12
     guidance_scale: float = 3.0
-    guidance_interval: tuple[int, int] = (300, 950)
+    guidance_interval: tuple[int, int] = (400, 950)
     timestep_shift: float = 1.0
 
     def __str__(self):
@@ -62,16 +64,13 @@ class Candidate:
 
 _vary = functools.partial(dataclasses.replace, Candidate())
 WHOLE = (0, 999)
-TODAY = _vary(num_inference_steps=20, guidance_interval=WHOLE)
+FORMER = _vary(num_inference_steps=20, guidance_interval=WHOLE)  # the default before the search
 YARDSTICK = _vary(scheduler="ddpm", num_inference_steps=1000, guidance_interval=WHOLE)
 CANDIDATES = (
-    TODAY,
-    *(
-        _vary(num_inference_steps=n, guidance_interval=interval, timestep_shift=shift)
-        for interval in ((300, 950), (400, 950), (500, 950))
-        for n in (10, 12, 14, 16)
-        for shift in (1.0, 2.0)
-    ),
+    FORMER,
+    _vary(num_inference_steps=16),
+    _vary(scheduler="ddpm", num_inference_steps=16),
+    *(_vary(num_inference_steps=count, timestep_shift=2.0) for count in (14, 12)),
 )
 Row = dict[str, Any]  # what one candidate scored
 Draw = Callable[[Candidate, Conditions, int], Row]
@@ -82,6 +81,7 @@ def search_sampler(
     conditions: Conditions,
     candidates: Sequence[Candidate],
     yardstick: Candidate | None = None,
+    seeds: int = 8,
 ) -> dict[str, Any]:
     """Choose the cheapest candidate whose scores cannot be told from the best.
 
@@ -90,6 +90,7 @@ def search_sampler(
         conditions: Those to choose on, so not the test's.
         candidates: What is tried; the first is the default until now, and always a finalist.
         yardstick: Drawn once for each condition of the screen, beside the choice; None: nothing.
+        seeds: Of the finals.
 
     Returns:
         "screen" and "finals": rows, see `describe`; "chosen": the candidate; "yardstick": two rows,
@@ -98,15 +99,15 @@ def search_sampler(
     some = conditions[::2]
     screen = [draw(candidate, some, SCREENED) for candidate in candidates]
     finalists = choose_finalists(screen)
-    finals = [draw(finalists.pop(), conditions, FINAL)]
+    finals = [draw(finalists.pop(), conditions, seeds)]
     best = chosen = finals[0]
     for candidate in finalists:
-        finals.append(draw(candidate, conditions, FINAL))
+        finals.append(draw(candidate, conditions, seeds))
         if not is_worse(finals[-1], best):
             chosen = finals[-1]
             break
     if candidates[0] not in [row["candidate"] for row in finals]:
-        finals.append(draw(candidates[0], conditions, FINAL))
+        finals.append(draw(candidates[0], conditions, seeds))
     found = {
         "screen": [describe(row, max(screen, key=_rank)) for row in screen],
         "finals": [describe(row, best) for row in finals],
@@ -122,6 +123,7 @@ def record_search(
     name: str,
     checkpoint: Path,
     yardstick: bool,
+    seeds: int,
     keep: bool,
     output: Path,
     root: Path = RESULTS_DIR,
@@ -133,6 +135,7 @@ def record_search(
         name: Of the record.
         checkpoint: Folder of the generator.
         yardstick: Whether to draw with `YARDSTICK` too.
+        seeds: Of the finals.
         keep: Whether to save the choice with the checkpoint.
         output: Folder of the log of what was drawn, one for each network.
         root: Folder of the records.
@@ -152,7 +155,7 @@ def record_search(
         auditor=Auditor.load(device=device),
     )
     conditions, beside = named_conditions("valid"), YARDSTICK if yardstick else None
-    found = search_sampler(draw, conditions, CANDIDATES, beside)
+    found = search_sampler(draw, conditions, CANDIDATES, beside, seeds)
     write_record(name, {}, found, root, weights=weights)
     if keep:
         save_pipeline(_pipeline(draw.keywords["pipeline"], found["chosen"]), checkpoint)
@@ -230,18 +233,26 @@ def draw_candidate(
     Returns:
         "candidate", its "passes" of the network a picture, and "pictures", the `Verdicts`.
     """
-    key = {"candidate": str(candidate), "conditions": len(conditions), "repetitions": repetitions}
-    known = [row for row in (read_log(log) if log.exists() else []) if key.items() <= row.items()]
-    if not known:
-        metrics, _ = draw_and_judge(
-            _pipeline(pipeline, candidate), conditions, evaluator, auditor, repetitions=repetitions
-        )
-        append_log(
-            log, key | {name: metrics[name] for name in (*SETTINGS, "timesteps", "pictures")}
-        )
-        known = read_log(log)[-1:]
-    pictures = Verdicts(**known[0]["pictures"])
-    return {"candidate": candidate, "passes": count_passes(known[0]), "pictures": pictures}
+    found = []
+    for repetition in range(repetitions):
+        key = {"candidate": str(candidate), "conditions": len(conditions), "repetition": repetition}
+        rows = read_log(log) if log.exists() else []
+        if not any(key.items() <= row.items() for row in rows):
+            metrics, _ = draw_and_judge(
+                _pipeline(pipeline, candidate),
+                conditions,
+                evaluator,
+                auditor,
+                repetitions=1,
+                first_seed=repetition * len(conditions),
+            )
+            append_log(log, key | {name: metrics[name] for name in _LOGGED})
+            rows = read_log(log)
+        found.append(next(row for row in rows if key.items() <= row.items()))
+    drawn = [row["pictures"] for row in found]
+    lists = {name: sum((one[name] for one in drawn), []) for name in _LISTS}
+    pictures = Verdicts(drawn[0]["conditions"], **lists)
+    return {"candidate": candidate, "passes": count_passes(found[0]), "pictures": pictures}
 
 
 def _pipeline(pipeline: ConditionalDDPMPipeline, candidate: Candidate) -> ConditionalDDPMPipeline:
