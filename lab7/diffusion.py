@@ -96,17 +96,12 @@ def load_scheduler(folder: Path, class_name: str) -> diffusers.SchedulerMixin:
     return CLASSES[class_name].from_config(dict(read_json(folder / "scheduler_config.json")))
 
 
-def set_steps(
-    scheduler: diffusers.SchedulerMixin, num_inference_steps: int, timestep_shift: float = 1.0
-) -> None:
+def set_steps(scheduler: diffusers.SchedulerMixin, num_inference_steps: int) -> None:
     """Set the time steps of the reverse process: as many different ones as asked for.
 
     Args:
         scheduler: What `convert_scheduler` made.
         num_inference_steps: 1 … T, for "unipcmultistep" 1 … T-1.
-        timestep_shift: Above 1 there are more at high noise and fewer at low (Esser et al. 2024,
-            eq. 23, for t/T); "unipcmultistep", and so many steps that some would be equal, stay
-            even.
 
     Raises:
         UserError: If the number of steps is out of range.
@@ -121,12 +116,6 @@ def set_steps(
             f"{scheduler_name(scheduler)}: the nearest is {nearest}"
         )
     scheduler.set_timesteps(num_inference_steps)
-    if timestep_shift != 1 and not isinstance(scheduler, UniPCMultistepScheduler):
-        left = torch.arange(num_inference_steps, 0, -1) / num_inference_steps
-        shifted = timestep_shift * left / (1 + (timestep_shift - 1) * left)
-        times = (int(scheduler.timesteps[0]) * shifted).round().int().tolist()
-        if len(set(times)) == num_inference_steps:
-            return scheduler.set_timesteps(timesteps=times)
     if len(set(scheduler.timesteps.tolist()) - {-1}) < len(scheduler.timesteps):
         # Rounding errors gave DDPM a step at t = -1 (61 of 1000, for instance), or DPM-Solver has
         # fewer levels of noise left than steps (996 of 1000 with the cosine schedule).

@@ -51,7 +51,6 @@ class TrainConfig:
         num_inference_steps: Steps of sampling, saved as the default.
         guidance_scale: Guidance of sampling, saved as the default.
         guidance_interval: Time steps of sampling with guidance, saved as the default; None: all.
-        timestep_shift: Of the time steps of sampling, saved as the default; see `set_steps`.
     """
 
     unet: dict[str, Any] = field(default_factory=dict)
@@ -80,7 +79,6 @@ class TrainConfig:
     num_inference_steps: int = 1000
     guidance_scale: float = 1.0
     guidance_interval: list[int] | None = None
-    timestep_shift: float = 1.0
 
     def __post_init__(self):
         for name in (*_POSITIVE, *_POSITIVE_OR_NONE):

@@ -25,7 +25,7 @@ from lab7.model import ConditionalUNet
 
 GENERATOR_DIR = DATA_DIR / "weights" / "generator"
 # Of sampling, saved with a pipeline.
-SETTINGS = ("num_inference_steps", "guidance_scale", "guidance_interval", "timestep_shift")
+SETTINGS = ("num_inference_steps", "guidance_scale", "guidance_interval")
 _WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 Conditions = str | Sequence[Sequence[str]] | Tensor
 
@@ -40,10 +40,9 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
         unet: The network.
         scheduler: One of the samplers that `convert_scheduler` knows. The pipeline makes its own
             from it, so settings other than those of the noise schedule are not taken over.
-        num_inference_steps: Of a call that names none, see `settings`; saved with the pipeline.
-        guidance_scale: The same.
-        guidance_interval: The same; None: all time steps.
-        timestep_shift: The same.
+        num_inference_steps: Steps of a call that names none; saved with the pipeline.
+        guidance_scale: Guidance of a call that names none; saved with the pipeline.
+        guidance_interval: Time steps with guidance, likewise; None: all.
     """
 
     def __init__(
@@ -53,7 +52,6 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
         num_inference_steps: int = 20,
         guidance_scale: float = 1.0,
         guidance_interval: Sequence[int] | None = None,
-        timestep_shift: float = 1.0,
     ):
         super().__init__()
         sampler = diffusion.convert_scheduler(scheduler, diffusion.scheduler_name(scheduler))
@@ -62,7 +60,6 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             guidance_interval=guidance_interval or [0, sampler.config.num_train_timesteps - 1],
-            timestep_shift=timestep_shift,
         )
 
     @torch.no_grad()
@@ -70,11 +67,13 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
         self,
         conditions: Conditions,
         seeds: Sequence[int] | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         output_type: str = "pil",
         batch_size: int | None = None,
         callback: Callable[[int, int, Tensor, Tensor], None] | None = None,
         progress: bool = True,
-        **settings: Any,
+        guidance_interval: Sequence[int] | None = None,
     ) -> ImagePipelineOutput:
         """Draw one picture for each condition.
 
@@ -82,6 +81,9 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
             conditions: Lists of labels, a multi-hot tensor (B, 24), or one condition as text
                 ("red cube, blue cylinder").
             seeds: One integer for each picture; 0 … B-1 by default.
+            num_inference_steps: Steps of the sampler, see `set_steps`.
+            guidance_scale: Weight w of classifier-free guidance (Ho & Salimans 2022, eq. 6 with
+                w here for their 1 + w): `uncond + w * (cond - uncond)`; 1 turns it off.
             output_type: "pil" for a list of pictures, "pt" for a tensor (B, 3, 64, 64) in [-1, 1].
             batch_size: Pictures drawn at once; None: 24 on a processor, 256 on a GPU. Guidance
                 doubles it for the network, and from 64 on diffusers' upsampling leaves
@@ -89,7 +91,8 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
             callback: Called after each step of each batch with the number of the step, the time
                 step t, xt (b, 3, 64, 64) before the step, and the x0 in [-1, 1] predicted from it.
             progress: Whether to show a progress bar.
-            settings: Of sampling, for instance num_inference_steps; see `settings`.
+            guidance_interval: The lowest and the highest time step t with guidance; the others take
+                one pass of the network, not two (Kynkäänniemi et al. 2024).
 
         Returns:
             The pictures as `.images`.
@@ -100,7 +103,7 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
         """
         cond = _encode_conditions(conditions)
         seeds = range(len(cond)) if seeds is None else seeds
-        settings = self.settings(**settings)
+        settings = self.settings(num_inference_steps, guidance_scale, guidance_interval)
         if len(seeds) != len(cond):
             raise UserError(f"{len(seeds)} seeds for {len(cond)} pictures: give one for each")
         if output_type not in ("pil", "pt"):
@@ -126,22 +129,13 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance_interval: Sequence[int] | None = None,
-        timestep_shift: float | None = None,
     ) -> dict[str, Any]:
         """Return the settings of sampling, with the pipeline's own where None is given.
 
-        Args:
-            num_inference_steps: Steps of the sampler, see `set_steps`.
-            guidance_scale: Weight w of classifier-free guidance (Ho & Salimans 2022, eq. 6 with
-                w here for their 1 + w): `uncond + w * (cond - uncond)`; 1 turns it off.
-            guidance_interval: The lowest and the highest time step t with guidance; the others take
-                one pass of the network, not two (Kynkäänniemi et al. 2024).
-            timestep_shift: See `set_steps`.
-
         Raises:
-            UserError: If the interval of guidance or the shift is out of range.
+            UserError: If the interval of guidance is out of range.
         """
-        given = (num_inference_steps, guidance_scale, guidance_interval, timestep_shift)
+        given = (num_inference_steps, guidance_scale, guidance_interval)
         found = {
             name: self.config[name] if value is None else value
             for name, value in zip(SETTINGS, given, strict=True)
@@ -153,8 +147,6 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
                 f"guidance_interval {low} {high}: give the lowest and the highest time step with "
                 f"guidance, within 0 … {last}"
             )
-        if not 0 < found["timestep_shift"] < math.inf:
-            raise UserError(f"timestep_shift {found['timestep_shift']} must be above 0")
         return found
 
     @torch.no_grad()
@@ -166,7 +158,7 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
         Args:
             cond: Multi-hot conditions (B, 24).
             seeds: One integer for each picture.
-            settings: Of sampling, see `settings`.
+            settings: num_inference_steps and what else `settings` takes.
 
         Yields:
             At each step t, xt (B, 3, 64, 64) as the network sees it, the x0 in [-1, 1] predicted
@@ -175,10 +167,10 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
         Raises:
             UserError: If a setting is out of range, or a picture is not finite.
         """
-        steps, guidance_scale, (low, high), shift = self.settings(**settings).values()
+        steps, guidance_scale, (low, high) = self.settings(**settings).values()
         config, cond = self.unet.config, cond.to(self.device)
         sampler, scale = diffusion.scheduler_name(self.scheduler), config.scaling_factor
-        diffusion.set_steps(self.scheduler, steps, shift)
+        diffusion.set_steps(self.scheduler, steps)
         generators = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
         extra = {"generator": generators} if sampler in diffusion.STOCHASTIC else {}
         shape = (config.in_channels, config.sample_size, config.sample_size)

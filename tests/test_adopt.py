@@ -423,7 +423,6 @@ def mine(tmp_path, embedded_root, monkeypatch):
 def test_adopt_saves_a_pipeline_and_shows_pictures(mine, tmp_path, capsys):
     network, root = mine
     settings = {"num_inference_steps": 2, "guidance_scale": 1.5, "guidance_interval": [300, 900]}
-    settings["timestep_shift"] = 1.0
     adopt(
         module.Path("mine.pth"), options=GROUPS, steps=2, guidance=1.5,
         guidance_interval=(300, 900), data=root, device="cpu",

@@ -53,15 +53,14 @@ def run(
     scaling_factor: float = 1.0,
     std: float = STD,
     total: int = 1000,
-    timestep_shift: float = 1.0,
 ) -> Steps:
     """Draw eight pictures, or one where all are the same."""
     noise = DDPMScheduler(total, beta_schedule=schedule, prediction_type=kind)
     ideal = Ideal(noise, std, scaling_factor)
     pipeline = ConditionalDDPMPipeline(ideal, convert_scheduler(noise, name))
     count = 8 if std else 1
-    settings = {"num_inference_steps": steps, "timestep_shift": timestep_shift}
-    return list(pipeline.reverse(torch.zeros(count, 24), range(count), **settings))
+    cond, seeds = torch.zeros(count, 24), range(count)
+    return list(pipeline.reverse(cond, seeds, num_inference_steps=steps))
 
 
 @pytest.mark.parametrize("scaling_factor", [1.0, 8.0])
@@ -85,21 +84,6 @@ def test_samplers_draw_the_right_distribution_at_every_number_of_steps(name):
         assert error.mean().abs() < 0.015
         # A step that is long averages over what it skips: too little spread, never much too much.
         assert (0.9 if steps > 300 else 0) * STD < error.std() < 1.1 * STD
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_a_shift_puts_more_steps_at_high_noise(name):
-    for steps in (1, 5, 12, 500, 999):
-        path, even = (run(name, steps, timestep_shift=shift) for shift in (2.0, 1.0))
-        times = [t for t, *_ in path]
-        assert len(path) == steps and times == sorted(set(times), reverse=True)
-        error = path[-1][3] - MEAN
-        assert error.mean().abs() < 0.015 and error.std() < 1.1 * STD
-        if steps > 12 or name == "unipcmultistep":  # it sets its own
-            assert times == [t for t, *_ in even] or steps == 500
-        else:
-            left = [row / steps for row in range(steps, 0, -1)]
-            assert times == pytest.approx([times[0] * 2 * x / (1 + x) for x in left], abs=1)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -96,14 +96,19 @@ def test_a_candidate_is_drawn_as_it_says_and_once(pipeline, judges, tmp_path):
     assert seen == 2 * [(995, 2), (796, 2), (498, 4)] and row["passes"] == 4
     again = draw_candidate(candidate, CONDITIONS[:2], 2, log, pipeline, **judges)
     assert again == row and len(seen) == 6
-    more = draw_candidate(candidate, CONDITIONS[:2], 3, log, pipeline, **judges)
+    draw_candidate(candidate, CONDITIONS[:2], 3, log, pipeline, **judges)
     assert len(seen) == 9 and len(read_log(log)) == 3, "only what is missing"
+
+
+def test_a_candidate_without_a_shift_draws_as_the_pipeline_does(pipeline, judges, tmp_path):
+    candidate = Candidate("ddim", 3, 2.5, (300, 700))
+    row = draw_candidate(candidate, CONDITIONS[:2], 3, tmp_path / "log.jsonl", pipeline, **judges)
     settings = {name: getattr(candidate, name) for name in SETTINGS}
     drawing = ConditionalDDPMPipeline(
         pipeline.unet, convert_scheduler(pipeline.scheduler, "ddim"), **settings
     )
     expected, _ = draw_and_judge(drawing, CONDITIONS[:2], **judges, repetitions=3)
-    assert more["pictures"] == expected["pictures"]
+    assert row["pictures"] == expected["pictures"]
 
 
 def test_the_record_holds_what_was_tried_and_the_choice(

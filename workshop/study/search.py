@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lab7.auditor import Auditor
 from lab7.dataset import named_conditions
 from lab7.diffusion import convert_scheduler
@@ -47,7 +49,8 @@ class Candidate:
         num_inference_steps: Of the sampler.
         guidance_scale: Weight of guidance.
         guidance_interval: Time steps with guidance.
-        timestep_shift: See `set_steps`.
+        timestep_shift: Above 1 there are more time steps at high noise and fewer at low (Esser et
+            al. 2024, eq. 23). A pipeline has no such setting.
     """
 
     scheduler: str = "sde-dpmsolver++"
@@ -259,7 +262,15 @@ def _pipeline(pipeline: ConditionalDDPMPipeline, candidate: Candidate) -> Condit
     """Make a pipeline that samples as the candidate says."""
     scheduler = convert_scheduler(pipeline.scheduler, candidate.scheduler)
     settings = {name: getattr(candidate, name) for name in SETTINGS}
-    return ConditionalDDPMPipeline(pipeline.unet, scheduler, **settings)
+    made = ConditionalDDPMPipeline(pipeline.unet, scheduler, **settings)
+    if candidate.timestep_shift != 1:
+        set_timesteps = made.scheduler.set_timesteps
+        set_timesteps(candidate.num_inference_steps)
+        left = np.arange(candidate.num_inference_steps, 0, -1) / candidate.num_inference_steps
+        left *= candidate.timestep_shift / (1 + (candidate.timestep_shift - 1) * left)
+        times = (int(made.scheduler.timesteps[0]) * left).round().astype(int).tolist()
+        made.scheduler.set_timesteps = lambda *_: set_timesteps(timesteps=times)
+    return made
 
 
 def _paired(row: Row, best: Row, score: str) -> Estimate:
