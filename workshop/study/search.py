@@ -1,11 +1,11 @@
 """The search for the cheapest way to sample: candidates drawn on valid.json, and what is chosen.
 
-1. Each candidate draws every second condition under two seeds. Those worse than the best are out,
-   and so is each that another, no dearer, scores as high as.
-2. The others draw all conditions under more seeds, the best first and then from the cheapest on:
-   the first that cannot be told from the best is chosen.
+1. Each candidate draws every second condition under two seeds; those worse than the best are out.
+2. The others, from the cheapest on, draw all conditions, seed by seed, beside the default until
+   now, the best of `sweep`. One is out once it is worse; the first that is not is chosen.
 
-Scores are the evaluator's. What the auditor says is written down, and decides nothing.
+Worse is what the evaluator can tell from the other: the interval of the paired difference in top-k
+or exact set is below 0. What the auditor says is written down, and decides nothing.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ import numpy as np
 from lab7.auditor import Auditor
 from lab7.dataset import named_conditions
 from lab7.diffusion import convert_scheduler
+from lab7.errors import UserError
 from lab7.estimates import Estimate, difference
 from lab7.evaluator import Evaluator
 from lab7.files import require_writable
@@ -71,8 +72,7 @@ FORMER = _vary(num_inference_steps=20, guidance_interval=WHOLE)  # the default b
 YARDSTICK = _vary(scheduler="ddpm", num_inference_steps=1000, guidance_interval=WHOLE)
 CANDIDATES = (
     FORMER,
-    _vary(num_inference_steps=16),
-    _vary(scheduler="ddpm", num_inference_steps=16),
+    *(_vary(num_inference_steps=count) for count in (20, 18, 16)),
     *(_vary(num_inference_steps=count, timestep_shift=2.0) for count in (14, 12)),
 )
 Row = dict[str, Any]  # what one candidate scored
@@ -86,38 +86,31 @@ def search_sampler(
     yardstick: Candidate | None = None,
     seeds: int = 8,
 ) -> dict[str, Any]:
-    """Choose the cheapest candidate whose scores cannot be told from the best.
+    """Choose the cheapest candidate whose scores cannot be told from those of the default.
 
     Args:
         draw: See `draw_candidate`, without what it takes from the log on.
         conditions: Those to choose on, so not the test's.
-        candidates: What is tried; the first is the default until now, and always a finalist.
+        candidates: What is tried; the first is the default until now.
         yardstick: Drawn once for each condition of the screen, beside the choice; None: nothing.
-        seeds: Of the finals.
+        seeds: Of the finals, at most.
 
     Returns:
-        "screen" and "finals": rows, see `describe`; "chosen": the candidate; "yardstick": two rows,
-        of it and of the choice, over the same conditions and seeds.
+        "screen", "finals" and "yardstick": rows, see `describe`; "chosen": the candidate.
     """
-    some = conditions[::2]
+    some, default = conditions[::2], candidates[0]
     screen = [draw(candidate, some, SCREENED) for candidate in candidates]
-    finalists = choose_finalists(screen)
-    finals = [draw(finalists.pop(), conditions, seeds)]
-    best = chosen = finals[0]
-    for candidate in finalists:
-        finals.append(draw(candidate, conditions, seeds))
-        if not is_worse(finals[-1], best):
-            chosen = finals[-1]
+    best = max(screen, key=lambda row: (*_scores(row), -row["passes"]))
+    kept = [row for row in screen if row["candidate"] == default or not is_worse(row, best)]
+    finals = []
+    for row in sorted(kept, key=lambda row: (row["passes"], *(-x for x in _scores(row)))):
+        finals.append(_compare(draw, row["candidate"], default, conditions, seeds))
+        if not finals[-1]["worse"]:
+            chosen = row["candidate"]
             break
-    if candidates[0] not in [row["candidate"] for row in finals]:
-        finals.append(draw(candidates[0], conditions, seeds))
-    found = {
-        "screen": [describe(row, max(screen, key=_rank)) for row in screen],
-        "finals": [describe(row, best) for row in finals],
-        "chosen": chosen["candidate"],
-    }
+    found = {"screen": [describe(row, best) for row in screen], "finals": finals, "chosen": chosen}
     if yardstick is not None:
-        rows = [draw(candidate, some, 1) for candidate in (yardstick, chosen["candidate"])]
+        rows = [draw(candidate, some, 1) for candidate in (yardstick, chosen)]
         found["yardstick"] = [describe(row, rows[0]) for row in rows]
     return found
 
@@ -161,6 +154,8 @@ def record_search(
     found = search_sampler(draw, conditions, CANDIDATES, beside, seeds)
     write_record(name, {}, found, root, weights=weights)
     if keep:
+        if found["chosen"].timestep_shift != 1:
+            raise UserError(f"{found['chosen']} has a shift, which no pipeline can be saved with")
         save_pipeline(_pipeline(draw.keywords["pipeline"], found["chosen"]), checkpoint)
     return found
 
@@ -170,23 +165,9 @@ def print_search(found: dict[str, Any]) -> None:
     for part in ("screen", "finals", "yardstick"):
         for row in found.get(part, []):
             scores = (f"{name} {row[name].value:.4f}" for name in (*SCORES, "exact_scene"))
-            worse = "worse than the best" if row["worse"] else ""
+            worse = "worse" if row["worse"] else ""
             print(f"{part:10}{row['name']:40}{row['passes']:5} passes ", *scores, worse, sep="  ")
     print(f"chosen: {found['chosen']}")
-
-
-def choose_finalists(screen: Sequence[Row]) -> list[Candidate]:
-    """Return the candidates of the finals, each dearer and better than the one before it.
-
-    The last is the best of the screen; those that are worse than it are left out.
-    """
-    best = max(screen, key=_rank)
-    kept = sorted(screen, key=lambda row: (row["passes"], *(-score for score in _scores(row))))
-    finalists = []
-    for row in kept:
-        if not is_worse(row, best) and all(_scores(row) > _scores(other) for other in finalists):
-            finalists.append(row)
-    return [row["candidate"] for row in finalists]
 
 
 def is_worse(row: Row, best: Row) -> bool:
@@ -273,6 +254,17 @@ def _pipeline(pipeline: ConditionalDDPMPipeline, candidate: Candidate) -> Condit
     return made
 
 
+def _compare(
+    draw: Draw, candidate: Candidate, default: Candidate, conditions: Conditions, seeds: int
+) -> Row:
+    """Describe a candidate beside the default, after as many seeds as it takes to be worse."""
+    for count in range(min(SCREENED, seeds), seeds + 1):
+        rows = [draw(one, conditions, count) for one in (candidate, default)]
+        if is_worse(*rows):
+            break
+    return describe(*rows)
+
+
 def _paired(row: Row, best: Row, score: str) -> Estimate:
     ratios = [one["pictures"].ratios()["scores"][score] for one in (row, best)]
     return difference(*ratios, row["pictures"].condition)
@@ -281,8 +273,3 @@ def _paired(row: Row, best: Row, score: str) -> Estimate:
 def _scores(row: Row) -> tuple[float, ...]:
     ratios = row["pictures"].ratios()["scores"]
     return tuple(float(sum(ratios[score][0]) / sum(ratios[score][1])) for score in SCORES)
-
-
-def _rank(row: Row) -> tuple[float, ...]:
-    """Higher is better; of equal scores, fewer passes."""
-    return (*_scores(row), -row["passes"])
