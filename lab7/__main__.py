@@ -93,6 +93,7 @@ def sample(
     seed: options.Seed = 0,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
+    guidance_interval: options.GuidanceInterval = None,
     scheduler: options.Sampler = None,
     checkpoint: options.Checkpoint = options.GENERATOR,
     evaluator: options.Weights = None,
@@ -129,6 +130,7 @@ def sample(
         seed=seed,
         num_inference_steps=steps,
         guidance_scale=guidance,
+        guidance_interval=guidance_interval,
         evaluator=Evaluator.load(evaluator, device, data),
         denoising=None if denoising is None else parse_condition(denoising),
     )

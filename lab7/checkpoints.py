@@ -22,11 +22,12 @@ from filelock import FileLock, Timeout
 from lab7.errors import UserError, user_files
 from lab7.experiments import TrainConfig
 from lab7.files import read_json, require_writable, write_atomically
+from lab7.pipeline import SETTINGS
 from lab7.records import environment
 
 # Settings that may change when a run is resumed: they do not change its weights.
 _SAVING = ("log_every", "save_every", "sample_every", "tensorboard")
-FREE_FIELDS = ("compile", *_SAVING, "scheduler", "num_inference_steps", "guidance_scale")
+FREE_FIELDS = ("compile", *_SAVING, "scheduler", *SETTINGS)
 LENGTH_FIELDS = {"num_steps", "budget_seconds"}  # that may grow once a run is finished
 _PLACE = ("machine", "git_commit", "packages")  # noted anew where a run goes on elsewhere
 STATE_NAME = re.compile(r"step-(\d{8})-([0-9a-f]{16})\.pt")

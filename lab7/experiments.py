@@ -50,6 +50,7 @@ class TrainConfig:
         scheduler: Scheduler saved for sampling; a name for `convert_scheduler`.
         num_inference_steps: Steps of sampling, saved as the default.
         guidance_scale: Guidance of sampling, saved as the default.
+        guidance_interval: Time steps of sampling with guidance, saved as the default; None: all.
     """
 
     unet: dict[str, Any] = field(default_factory=dict)
@@ -77,6 +78,7 @@ class TrainConfig:
     scheduler: str = "ddpm"
     num_inference_steps: int = 1000
     guidance_scale: float = 1.0
+    guidance_interval: list[int] | None = None
 
     def __post_init__(self):
         for name in (*_POSITIVE, *_POSITIVE_OR_NONE):

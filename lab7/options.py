@@ -32,6 +32,13 @@ Guidance = Annotated[
     float | None,
     arg(help="Weight of classifier-free guidance, 1 for none; by default the checkpoint's own."),
 ]
+GuidanceInterval = Annotated[
+    tuple[int, int] | None,
+    arg(
+        metavar="LOW HIGH",
+        help="Lowest and highest time step with guidance; by default the checkpoint's own.",
+    ),
+]
 Sampler = Annotated[
     str | None,
     arg(

@@ -74,15 +74,16 @@ class LabelPicker(widgets.VBox):
         guidance_scale: float | None = None,
     ):
         # A scheduler counts its own steps: one that the notebook uses meanwhile would not do.
-        self.pipeline = ConditionalDDPMPipeline(pipeline.unet, deepcopy(pipeline.scheduler))
+        settings = pipeline.settings(num_inference_steps, guidance_scale)
+        scheduler = deepcopy(pipeline.scheduler)
+        self.pipeline = ConditionalDDPMPipeline(pipeline.unet, scheduler, **settings)
         self.evaluator = evaluator
         self.error: Exception | None = None
         self.thread: threading.Thread | None = None
         self._running = False
         self._guard = threading.RLock()  # of _running and the buttons that depend on it
         self._stopping = threading.Event()
-        settings = pipeline.settings(num_inference_steps, guidance_scale)
-        self._build_controls(parse_labels(labels), seed, **settings)
+        self._build_controls(parse_labels(labels), seed)
         self._build_results()
         super().__init__([widgets.HTML(f"<style>{_CSS}</style>"), *self._rows()])
         self.add_class("lab7-picker")
@@ -98,9 +99,8 @@ class LabelPicker(widgets.VBox):
         self._stopping.set()
         super().close()
 
-    def _build_controls(
-        self, labels: tuple[str, ...], seed: int, num_inference_steps: int, guidance_scale: float
-    ) -> None:
+    def _build_controls(self, labels: tuple[str, ...], seed: int) -> None:
+        num_inference_steps, guidance_scale, *_ = self.pipeline.settings().values()
         self.toggles = {label: _toggle(label, label in labels) for label in LABELS}
         for toggle in self.toggles.values():
             toggle.observe(self._refresh, "value")
@@ -196,7 +196,8 @@ class LabelPicker(widgets.VBox):
         self.progress.value, self.progress.max = 0, steps
         self.picture_caption.value = "Predicted x<sub>0</sub>"
         start, cond = time.perf_counter(), encode([request.labels])
-        reverse = self.pipeline.reverse(cond, [request.seed], steps, request.guidance_scale)
+        settings = self.pipeline.settings(steps, request.guidance_scale)
+        reverse = self.pipeline.reverse(cond, [request.seed], **settings)
         for step, (t, xt, x0, xt_next) in enumerate(reverse, 1):  # noqa: B007
             self.progress.value = step
             self.noisy.value, self.picture.value = _png(xt[0]), _png(x0[0])

@@ -1,9 +1,11 @@
 """ConditionalDDPMPipeline: from labels and seeds to pictures."""
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -22,7 +24,8 @@ from lab7.labels import NUM_LABELS, encode, parse_condition
 from lab7.model import ConditionalUNet
 
 GENERATOR_DIR = DATA_DIR / "weights" / "generator"
-SETTINGS = ("num_inference_steps", "guidance_scale")  # of sampling, saved with a pipeline
+# Of sampling, saved with a pipeline.
+SETTINGS = ("num_inference_steps", "guidance_scale", "guidance_interval")
 _WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 Conditions = str | Sequence[Sequence[str]] | Tensor
 
@@ -39,6 +42,7 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
             from it, so settings other than those of the noise schedule are not taken over.
         num_inference_steps: Steps of a call that names none; saved with the pipeline.
         guidance_scale: Guidance of a call that names none; saved with the pipeline.
+        guidance_interval: Time steps with guidance, likewise; None: all.
     """
 
     def __init__(
@@ -47,12 +51,15 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
         scheduler: diffusers.SchedulerMixin,
         num_inference_steps: int = 20,
         guidance_scale: float = 1.0,
+        guidance_interval: Sequence[int] | None = None,
     ):
         super().__init__()
         sampler = diffusion.convert_scheduler(scheduler, diffusion.scheduler_name(scheduler))
         self.register_modules(unet=unet, scheduler=sampler)
         self.register_to_config(
-            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval or [0, sampler.config.num_train_timesteps - 1],
         )
 
     @torch.no_grad()
@@ -66,6 +73,7 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
         batch_size: int | None = None,
         callback: Callable[[int, int, Tensor, Tensor], None] | None = None,
         progress: bool = True,
+        guidance_interval: Sequence[int] | None = None,
     ) -> ImagePipelineOutput:
         """Draw one picture for each condition.
 
@@ -83,6 +91,8 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
             callback: Called after each step of each batch with the number of the step, the time
                 step t, xt (b, 3, 64, 64) before the step, and the x0 in [-1, 1] predicted from it.
             progress: Whether to show a progress bar.
+            guidance_interval: The lowest and the highest time step t with guidance; the others take
+                one pass of the network, not two (Kynkäänniemi et al. 2024).
 
         Returns:
             The pictures as `.images`.
@@ -93,7 +103,7 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
         """
         cond = _encode_conditions(conditions)
         seeds = range(len(cond)) if seeds is None else seeds
-        settings = self.settings(num_inference_steps, guidance_scale)
+        settings = self.settings(num_inference_steps, guidance_scale, guidance_interval)
         if len(seeds) != len(cond):
             raise UserError(f"{len(seeds)} seeds for {len(cond)} pictures: give one for each")
         if output_type not in ("pil", "pt"):
@@ -115,40 +125,59 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images if output_type == "pt" else to_pil(images))
 
     def settings(
-        self, num_inference_steps: int | None = None, guidance_scale: float | None = None
-    ) -> dict[str, int | float]:
-        """Return the settings of a call, with the pipeline's own where None is given."""
-        given = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-        return {k: self.config[k] if value is None else value for k, value in given.items()}
+        self,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_interval: Sequence[int] | None = None,
+    ) -> dict[str, Any]:
+        """Return the settings of sampling, with the pipeline's own where None is given.
+
+        Raises:
+            UserError: If the interval of guidance is out of range.
+        """
+        given = (num_inference_steps, guidance_scale, guidance_interval)
+        found = {
+            name: self.config[name] if value is None else value
+            for name, value in zip(SETTINGS, given, strict=True)
+        }
+        low, high = found["guidance_interval"] = list(found["guidance_interval"])
+        last = self.scheduler.config.num_train_timesteps - 1
+        if not 0 <= low <= high <= last:
+            raise UserError(
+                f"guidance_interval {low} {high}: give the lowest and the highest time step with "
+                f"guidance, within 0 … {last}"
+            )
+        return found
 
     @torch.no_grad()
     def reverse(
-        self, cond: Tensor, seeds: Sequence[int], num_inference_steps: int, guidance_scale: float
+        self, cond: Tensor, seeds: Sequence[int], **settings: Any
     ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         """Run the reverse process of one batch.
 
         Args:
             cond: Multi-hot conditions (B, 24).
             seeds: One integer for each picture.
-            num_inference_steps: Steps of the sampler, see `set_steps`.
-            guidance_scale: Weight of classifier-free guidance.
+            settings: num_inference_steps and what else `settings` takes.
 
         Yields:
             At each step t, xt (B, 3, 64, 64) as the network sees it, the x0 in [-1, 1] predicted
             from it, and the next xt in units of x0: after the last step, the picture.
 
         Raises:
-            UserError: If the number of steps is out of range, or a picture is not finite.
+            UserError: If a setting is out of range, or a picture is not finite.
         """
+        steps, guidance_scale, (low, high) = self.settings(**settings).values()
         config, cond = self.unet.config, cond.to(self.device)
         sampler, scale = diffusion.scheduler_name(self.scheduler), config.scaling_factor
-        diffusion.set_steps(self.scheduler, num_inference_steps)
+        diffusion.set_steps(self.scheduler, steps)
         generators = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
         extra = {"generator": generators} if sampler in diffusion.STOCHASTIC else {}
         shape = (config.in_channels, config.sample_size, config.sample_size)
         xt = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
         for t in self.scheduler.timesteps:
-            prediction = self._predict(xt, t.to(self.device), cond, guidance_scale)
+            weight = guidance_scale if low <= t <= high else 1
+            prediction = self._predict(xt, t.to(self.device), cond, weight)
             x0 = diffusion.predict_x0(self.scheduler, prediction, int(t), xt) / scale
             x0 = x0.clamp(-1, 1)  # where guidance, and errors at high noise, drive it out
             clipped = diffusion.prediction_of(self.scheduler, x0 * scale, int(t), xt)
@@ -156,13 +185,13 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
             if not (prediction.isfinite().all() & xt_next.isfinite().all()):
                 raise UserError(
                     f"a picture is not finite at t = {int(t)}: sampler {sampler}, "
-                    f"{num_inference_steps} steps, guidance_scale {guidance_scale}"
+                    f"{steps} steps, guidance_scale {guidance_scale}"
                 )
             yield int(t), xt, x0, xt_next / scale
             xt = xt_next
 
     def _predict(self, xt: Tensor, t: Tensor, cond: Tensor, guidance_scale: float) -> Tensor:
-        """Predict with guidance; both predictions in one forward pass."""
+        """Predict with guidance; both predictions in one batch."""
         if guidance_scale == 1:
             return self.unet(xt, t, cond).sample
         both = torch.cat([torch.zeros_like(cond), cond])
@@ -200,7 +229,7 @@ def load_pipeline(
     try:
         index = read_json(path / "model_index.json")
         own_scheduler = diffusion.load_scheduler(path / "scheduler", index["scheduler"][1])
-        settings = {name: index[name] for name in SETTINGS}
+        settings = {name: index[name] for name in SETTINGS if name in index}
         weights, config = load_file(path / _WEIGHTS), dict(read_json(path / "unet" / "config.json"))
     except (OSError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{path} does not hold a saved generator: {error}") from error
@@ -265,6 +294,18 @@ def save_pipeline(pipeline: ConditionalDDPMPipeline, path: str | Path, half: boo
             os.replace(unfinished, path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def count_passes(drawn: Mapping[str, Any]) -> int:
+    """Return how many passes of the network a picture takes.
+
+    Args:
+        drawn: What `draw_and_judge` returned, for instance "test" of a record.
+    """
+    low, high = drawn.get("guidance_interval", (0, math.inf))  # records of before have none
+    return sum(
+        2 if drawn["guidance_scale"] != 1 and low <= t <= high else 1 for t in drawn["timesteps"]
+    )
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -31,11 +32,10 @@ def write_samples(
     conditions: Sequence[Sequence[str]],
     output: str | Path,
     seed: int = 0,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
     evaluator: Evaluator | None = None,
     progress: bool = True,
     denoising: Sequence[str] | None = None,
+    **settings: Any,
 ) -> dict:
     """Draw one picture for each condition into a folder, as the course wants it handed in.
 
@@ -48,12 +48,11 @@ def write_samples(
         conditions: N lists of labels.
         output: Folder to write; the pictures of an earlier call in it are replaced.
         seed: Condition i has the seed `seed + i`.
-        num_inference_steps: Of sampling; None takes the pipeline's own.
-        guidance_scale: Of classifier-free guidance; None takes the pipeline's own.
         evaluator: The judge; None leaves the scores out.
         progress: Whether to show a progress bar.
         denoising: Labels of the denoising row, which has the seed `seed`; None takes the first
             condition, so that the row ends in 0.png.
+        settings: Of sampling; None takes the pipeline's own, see its `settings`.
 
     Returns:
         What samples.json holds.
@@ -64,7 +63,7 @@ def write_samples(
     output = Path(output)
     require_place(output)
     seeds = range(seed, seed + len(conditions))
-    settings = pipeline.settings(num_inference_steps, guidance_scale)
+    settings = pipeline.settings(**settings)
     images = pipeline(
         conditions, seeds=seeds, output_type="pt", progress=progress, **settings
     ).images
@@ -86,16 +85,14 @@ def denoising_frames(
     pipeline: ConditionalDDPMPipeline,
     condition: Sequence[str] = DENOISING_CONDITION,
     seed: int = 0,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
     count: int = DENOISING_FRAMES,
+    **settings: Any,
 ) -> Tensor:
     """Return the way from noise to picture, (count, 3, 64, 64) in [-1, 1].
 
     The frames are xt at evenly spaced steps of the reverse process; the first is noise, the last
     the picture. With fewer steps than frames, every step is shown once.
     """
-    settings = pipeline.settings(num_inference_steps, guidance_scale)
     states = []
     for _, xt, _, xt_next in pipeline.reverse(encode([condition]), [seed], **settings):  # noqa: B007
         states.append(xt.cpu())

@@ -86,9 +86,8 @@ def draw_and_judge(
     auditor: Auditor | None = None,
     repetitions: int = 4,
     first_seed: int = 0,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
     progress: bool = True,
+    **settings: Any,
 ) -> tuple[dict[str, Any], Tensor]:
     """Draw every condition several times, and have the pictures judged.
 
@@ -101,9 +100,8 @@ def draw_and_judge(
         repetitions: R pictures of each condition. Condition i has the seed
             `first_seed + r * N + i` in repetition r.
         first_seed: See `repetitions`.
-        num_inference_steps: Of sampling; None takes the pipeline's own.
-        guidance_scale: Of classifier-free guidance; None takes the pipeline's own.
         progress: Whether to show a progress bar.
+        settings: Of sampling; None takes the pipeline's own, see its `settings`.
 
     Returns:
         What `judge_pictures` returns, with the settings and the "timesteps" that the sampler took;
@@ -114,7 +112,7 @@ def draw_and_judge(
     """
     if repetitions < 1:
         raise UserError(f"repetitions {repetitions} must be at least 1")
-    settings = pipeline.settings(num_inference_steps, guidance_scale)
+    settings = pipeline.settings(**settings)
     labels = encode(conditions).repeat(repetitions, 1)
     seeds = range(first_seed, first_seed + len(labels))
     images = pipeline(

@@ -24,7 +24,13 @@ from lab7.experiments import TrainConfig
 from lab7.files import write_atomically
 from lab7.model import ConditionalUNet
 from lab7.muon import build_optimizers
-from lab7.pipeline import ConditionalDDPMPipeline, fill_network, load_pipeline, save_pipeline
+from lab7.pipeline import (
+    SETTINGS,
+    ConditionalDDPMPipeline,
+    fill_network,
+    load_pipeline,
+    save_pipeline,
+)
 from lab7.records import append_log
 from lab7.sampling import to_grid
 
@@ -288,8 +294,8 @@ class Run:
         unet = ConditionalUNet(**config.unet).to(self.device).eval()
         self.ema.copy_to(unet.parameters())
         scheduler = convert_scheduler(self.scheduler, config.scheduler)
-        steps, guidance = config.num_inference_steps, config.guidance_scale
-        return ConditionalDDPMPipeline(unet, scheduler, steps, guidance)
+        settings = {name: getattr(config, name) for name in SETTINGS}
+        return ConditionalDDPMPipeline(unet, scheduler, **settings)
 
     def draw_samples(self) -> None:
         """Draw a row of samples, always of the same conditions and seeds."""

@@ -422,10 +422,14 @@ def mine(tmp_path, embedded_root, monkeypatch):
 
 def test_adopt_saves_a_pipeline_and_shows_pictures(mine, tmp_path, capsys):
     network, root = mine
-    adopt(module.Path("mine.pth"), options=GROUPS, steps=2, data=root, device="cpu")
+    settings = {"num_inference_steps": 2, "guidance_scale": 1.5, "guidance_interval": [300, 900]}
+    adopt(
+        module.Path("mine.pth"), options=GROUPS, steps=2, guidance=1.5,
+        guidance_interval=(300, 900), data=root, device="cpu",
+    )  # fmt: skip
     pipeline = load_pipeline("mine", "cpu")
     assert difference(network, pipeline.unet) < 1e-5
-    assert pipeline.settings() == {"num_inference_steps": 2, "guidance_scale": 1.0}
+    assert pipeline.settings() == settings
     assert isinstance(pipeline.unet, ConditionalUNet)
     scores = json.loads((tmp_path / "mine" / "test" / "samples.json").read_text())["scores"]
     names = {file.name for file in (tmp_path / "mine" / "test").iterdir()}

@@ -59,7 +59,8 @@ def run(
     ideal = Ideal(noise, std, scaling_factor)
     pipeline = ConditionalDDPMPipeline(ideal, convert_scheduler(noise, name))
     count = 8 if std else 1
-    return list(pipeline.reverse(torch.zeros(count, 24), range(count), steps, 1))
+    cond, seeds = torch.zeros(count, 24), range(count)
+    return list(pipeline.reverse(cond, seeds, num_inference_steps=steps))
 
 
 @pytest.mark.parametrize("scaling_factor", [1.0, 8.0])

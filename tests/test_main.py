@@ -77,11 +77,13 @@ def assert_fails(result, *parts):
     ],
 )
 def test_sample_draws_labels_as_people_type_them(run, tiny, tmp_path, typed):
-    code, out, _ = run("sample", *typed, "--out", tmp_path / "o", *tiny)
+    part = ["--guidance-interval", 300, 900]
+    code, out, _ = run("sample", *typed, "--out", tmp_path / "o", *part, *tiny)
     assert code == 0 and "1 pictures in" in out
     assert Image.open(tmp_path / "o" / "0.png").size == (64, 64)
     summary = json.loads((tmp_path / "o" / "samples.json").read_text())
     assert summary["conditions"] == [["red cube", "blue cylinder"]]
+    assert summary["settings"]["guidance_interval"] == [300, 900]
 
 
 def test_sample_draws_a_condition_file_and_evaluate_scores_it(
@@ -129,10 +131,12 @@ def test_evaluate_and_sweep_write_records(run, tiny, tmp_path, monkeypatch, embe
     monkeypatch.setattr("workshop.study.evaluation.find_conditions", lambda name, _: short[name])
     monkeypatch.setattr("lab7.dataset.named_conditions", lambda name, data: short[name])
     given = ["--repetitions", 1, "--results", tmp_path, "--data", embedded_root, *tiny]
-    code, out, _ = run("evaluate", "--record", "mine", "--failures", tmp_path / "f", *given)
+    part = ["--guidance-interval", 300, 900]
+    code, out, _ = run("evaluate", "--record", "mine", "--failures", tmp_path / "f", *part, *given)
     assert code == 0 and out.splitlines()[0].split() == [*CONDITION_FILES]
     record = read_record("mine", tmp_path)
     assert record.get("test.scores.num_pictures") == record.get("test.audit.num_pictures") == 2
+    assert record.get("test.guidance_interval") == [300, 900]
     assert len(record.get("test.pictures.counted")) == 2
     assert record.get("test.fidelity.nearest_distance.value") > 0
     code, out, _ = run("sweep", "--guidance", 1, 2, "--steps", 1, "--schedulers", "ddim", *given)
@@ -577,6 +581,7 @@ def test_settings_that_make_no_sense_are_named(run, tiny, tmp_path, embedded_roo
     before = sorted(tmp_path.iterdir())
     given = ["sample", "red cube", "--out", tmp_path / "o", *tiny]
     assert_fails(run(*given, "--guidance", "nan"), "guidance_scale nan")
+    assert_fails(run(*given, "--guidance-interval", 9, 3), "guidance_interval 9 3", "0 … 999")
     assert_fails(run(*given, "--steps", 0), "num_inference_steps 0", "1 … 1000")
     assert_fails(run(*given, "--count", 0), "count 0")
     assert_fails(run(*given, "--seed", 2**64), f"seed {2**64} is not within 0")

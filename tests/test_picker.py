@@ -52,8 +52,8 @@ def hold_at_step(picker, step):
     reached, go_on = threading.Event(), threading.Event()
     reverse = picker.pipeline.reverse
 
-    def slow(*args):
-        for number, frame in enumerate(reverse(*args), 1):
+    def slow(*args, **settings):
+        for number, frame in enumerate(reverse(*args, **settings), 1):
             if number == step:
                 reached.set()
                 assert go_on.wait(SECONDS)
@@ -122,6 +122,16 @@ def test_sliders_decide(pipeline):
         pictures.append(picker.picture.value)
     assert len(set(pictures)) == 3
     assert picker.request() == Request(("gray sphere",), 2, 8.0, 1)
+
+
+def test_guidance_is_for_the_time_steps_of_the_pipeline(pipeline):
+    pipeline = ConditionalDDPMPipeline(
+        pipeline.unet, pipeline.scheduler, 3, 3.0, guidance_interval=(0, 500)
+    )
+    picker, rows = LabelPicker(pipeline), []
+    pipeline.unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    generate(picker)
+    assert rows == [1, 1, 2]
 
 
 def test_more_than_the_sliders_usually_offer(pipeline):

@@ -15,7 +15,7 @@ from lab7.diffusion import SAMPLERS, convert_scheduler, scheduler_name, set_step
 from lab7.errors import UserError
 from lab7.labels import encode
 from lab7.model import ConditionalUNet
-from lab7.pipeline import ConditionalDDPMPipeline, load_pipeline, save_pipeline
+from lab7.pipeline import ConditionalDDPMPipeline, count_passes, load_pipeline, save_pipeline
 
 CONDITIONS = [["red cube"], ["blue cylinder", "gray sphere"], ["red cube", "cyan cube"]]
 
@@ -93,6 +93,42 @@ def test_no_guidance_means_half_the_work(guidance, rows):
     assert seen == [rows] * 4
 
 
+def test_steps_outside_the_interval_of_guidance_take_one_pass():
+    pipeline, seen = make_pipeline("ddim"), []
+    pipeline.unet.register_forward_pre_hook(
+        lambda _, args: seen.append((int(args[1]), len(args[0])))
+    )
+    draw(pipeline)
+    first, second, third, last = (t for t, _ in seen)
+    whole = draw(pipeline, guidance_interval=(0, 999))
+    part = draw(pipeline, guidance_interval=(third, second))
+    assert seen[4:] == [
+        *((t, 6) for t in (first, second, third, last)),
+        *((first, 3), (second, 6), (third, 6), (last, 3)),
+    ]
+    assert torch.equal(whole, draw(pipeline)) and not torch.allclose(part, whole, atol=1e-3)
+    pipeline = ConditionalDDPMPipeline(
+        pipeline.unet, pipeline.scheduler, guidance_interval=(third, second)
+    )
+    assert torch.equal(draw(pipeline), part), "a call takes the pipeline's own"
+    nowhere = draw(pipeline, guidance_interval=(last + 1, third - 1))
+    assert torch.allclose(nowhere, draw(pipeline, guidance_scale=1.0), atol=1e-4)
+
+
+def test_passes_are_counted():
+    drawn = {"timesteps": [995, 700, 300, 100], "guidance_scale": 3.0}
+    assert count_passes(drawn) == 8, "a record from before there was an interval"
+    assert count_passes(drawn | {"guidance_interval": [300, 800]}) == 6
+    assert count_passes(drawn | {"guidance_scale": 1.0}) == 4
+
+
+def test_a_pipeline_saved_without_an_interval_guides_all_the_way(saved):
+    index = json.loads((saved / "model_index.json").read_text())
+    del index["guidance_interval"]
+    (saved / "model_index.json").write_text(json.dumps(index))
+    assert load_pipeline(saved, "cpu").config.guidance_interval == [0, 999]
+
+
 def test_callback_sees_every_step():
     seen = []
     pipeline = make_pipeline("ddim")
@@ -107,7 +143,7 @@ def test_callback_sees_every_step():
 
 def test_no_graph_is_kept_of_the_reverse_process():
     pipeline = make_pipeline()
-    for _, xt, x0, xt_next in pipeline.reverse(encode(CONDITIONS), [0, 1, 2], 2, 3.0):
+    for _, xt, x0, xt_next in pipeline.reverse(encode(CONDITIONS), [0, 1, 2], guidance_scale=3.0):
         assert not (xt.requires_grad or x0.requires_grad or xt_next.requires_grad)
     assert torch.is_grad_enabled()
 
@@ -124,7 +160,12 @@ def test_pil_matches_tensor():
 
 @pytest.mark.parametrize("scheduler", SAMPLERS)
 def test_saved_pipeline_draws_the_same(tmp_path, scheduler):
-    pipeline = make_pipeline(scheduler, num_inference_steps=3, guidance_scale=1.5)
+    pipeline = make_pipeline(
+        scheduler,
+        num_inference_steps=3,
+        guidance_scale=1.5,
+        guidance_interval=[300, 700],
+    )
     save_pipeline(pipeline, tmp_path / "saved")
     expected = pipeline(CONDITIONS, output_type="pt", progress=False).images
     for loaded in (
@@ -132,6 +173,7 @@ def test_saved_pipeline_draws_the_same(tmp_path, scheduler):
         ConditionalDDPMPipeline.from_pretrained(tmp_path / "saved"),
     ):
         assert loaded.unet.dtype == torch.float32
+        assert loaded.settings() == pipeline.settings()
         assert scheduler_name(loaded.scheduler) == scheduler
         images = loaded(CONDITIONS, output_type="pt", progress=False).images
         assert torch.allclose(images, expected, atol=0.02)
@@ -203,8 +245,9 @@ def test_a_picture_that_is_not_finite_is_refused(name, value):
     message = rf"not finite at t = 99\d: sampler {re.escape(name)}, 4 steps, guidance_scale 2.0"
     with pytest.raises(ValueError, match=message):
         draw(pipeline)
+    asked = {"num_inference_steps": 4, "guidance_scale": 2.0}
     with pytest.raises(ValueError, match=message):  # what the picker calls
-        next(pipeline.reverse(encode(CONDITIONS), [0, 1, 2], 4, 2.0))
+        next(pipeline.reverse(encode(CONDITIONS), [0, 1, 2], **asked))
 
 
 @pytest.mark.parametrize("guidance", [1e39, float("inf"), float("nan")])
@@ -319,6 +362,8 @@ def test_a_file_cannot_name_code_to_run(saved, tmp_path, monkeypatch):
         ({"seeds": [1, 2]}, "2 seeds for 3 pictures"),
         ({"num_inference_steps": 0}, "num_inference_steps 0 is not within 1 … 1000 .* is 1$"),
         ({"num_inference_steps": 1001}, "num_inference_steps 1001 .* the nearest is 1000$"),
+        ({"guidance_interval": (700, 300)}, "guidance_interval 700 300: .* within 0 … 999$"),
+        ({"guidance_interval": (0, 1000)}, "guidance_interval 0 1000: .* within 0 … 999$"),
         ({"output_type": "np"}, "unknown output_type 'np': did you mean .* one of pil, pt$"),
     ],
 )

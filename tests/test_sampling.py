@@ -99,6 +99,9 @@ def test_denoising_frames_go_from_noise_to_the_picture(pipeline):
     assert torch.allclose(frames[0], torch.randn(3, 64, 64, generator=generator).clamp(-1, 1))
     options = {"seeds": [3], "num_inference_steps": 12, "output_type": "pt", "progress": False}
     assert torch.equal(frames[-1], pipeline([condition], **options).images[0])
+    part = {"guidance_interval": [300, 700]}
+    frames = denoising_frames(pipeline, condition, 3, num_inference_steps=12, **part)
+    assert torch.equal(frames[-1], pipeline([condition], **options, **part).images[0])
     assert len(denoising_frames(pipeline, condition, 3, num_inference_steps=2)) == 3
 
 

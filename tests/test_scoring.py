@@ -69,6 +69,8 @@ def test_pictures_are_what_the_seeds_give(pipeline, evaluator):
     assert pictures.conditions == [list(labels) for labels in CONDITIONS]
     assert metrics["scores"].num_pictures == 6 and metrics["scores"].num_conditions == 3
     assert metrics["guidance_scale"] == pipeline.config.guidance_scale
+    part, _ = draw_and_judge(pipeline, CONDITIONS, evaluator, guidance_interval=[300, 700])
+    assert part["guidance_interval"] == [300, 700]
     assert metrics["timesteps"] == pipeline.scheduler.timesteps.tolist()
     with pytest.raises(ValueError, match="repetitions 0 must be at least 1"):
         draw_and_judge(pipeline, CONDITIONS, evaluator, repetitions=0)

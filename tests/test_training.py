@@ -249,9 +249,10 @@ def test_saved_pipeline_is_the_returned_one(finished):
 
 def test_a_finished_run_takes_new_settings_of_sampling(finished, dataset, tmp_path):
     folder = shutil.copytree(finished[0], tmp_path / "run")
-    config = replace(SMOKE, guidance_scale=5.0, scheduler="ddim")
+    config = replace(SMOKE, guidance_scale=5.0, scheduler="ddim", guidance_interval=[300, 900])
     train(config, dataset, folder, progress=False)
     saved = load_pipeline(folder / "pipeline", "cpu")
+    assert saved.config.guidance_interval == [300, 900]
     assert saved.config.guidance_scale == 5 and scheduler_name(saved.scheduler) == "ddim"
     assert torch.equal(weights(saved), weights(load_pipeline(finished[0] / "pipeline", "cpu")))
 

@@ -21,6 +21,7 @@ def evaluate(
     repetitions: int = 4,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
+    guidance_interval: options.GuidanceInterval = None,
     scheduler: options.Sampler = None,
     evaluator: options.Weights = None,
     data: options.Data = None,
@@ -52,7 +53,7 @@ def evaluate(
         handed_in = evaluation.read_pictures(images, sets)
     else:
         pipeline = load_pipeline(checkpoint, device, scheduler)
-        settings = {"num_inference_steps": steps, "guidance_scale": guidance}
+        settings = pipeline.settings(steps, guidance, guidance_interval)
     judges = evaluation.load_judges(evaluator, data, device)
     if images is not None:
         scored = evaluation.score_pictures(handed_in, sets, judges)
@@ -147,6 +148,33 @@ def sweep(
             f"top-k {row['top_k'].value:.4f}  exact set {row['exact_set'].value:.4f}"
         )
     print(f"best guidance {metrics['best_guidance']:g}{', saved' if keep else ''}")
+
+
+def search(
+    checkpoint: options.Checkpoint = options.GENERATOR,
+    yardstick: bool = True,
+    seeds: int = 8,
+    keep: bool = False,
+    record: str = "search-sampler",
+    output: Path = ROOT / "runs" / "search",
+    results: options.Results = options.RESULTS,
+    device: options.Device = None,
+) -> None:
+    """Choose the cheapest sampler, steps and guidance on valid.json, and write down what was tried.
+
+    Stopped and started again it goes on where it was. What is tried, and the rule of the choice,
+    are in workshop/study/search.py. Hours on two cores.
+
+    Args:
+        yardstick: Draw with DDPM's 1000 steps too, which takes longest.
+        seeds: Pictures of each condition in the finals.
+        keep: Save the choice with the checkpoint, which then draws with it by default.
+        record: Name of the record.
+        output: Folder that keeps what was drawn so far.
+    """
+    from workshop.study.search import print_search, record_search
+
+    print_search(record_search(record, checkpoint, yardstick, seeds, keep, output, results, device))
 
 
 def render(
@@ -349,6 +377,7 @@ def adopt(
     network: Annotated[Options, arg(name="")] = NONE_GIVEN,
     steps: int = 20,
     guidance: float = 1.0,
+    guidance_interval: tuple[int, int] | None = None,
     scheduler: str = "sde-dpmsolver++",
     evaluator: options.Weights = None,
     data: options.Data = None,
@@ -370,11 +399,13 @@ def adopt(
         steps: Sampling steps that the pipeline takes by default.
         guidance: Weight of classifier-free guidance; 1 is none. More is for networks that were
             trained without labels at times.
+        guidance_interval: Lowest and highest time step with guidance; by default all.
         scheduler: Sampler: ddpm, ddim, dpmsolver++, sde-dpmsolver++ or unipcmultistep.
     """
     from workshop.course.adopt import adopt
 
-    adopt(weights, out, key, network, steps, guidance, scheduler, evaluator, data, device)
+    guided = (guidance, guidance_interval)
+    adopt(weights, out, key, network, steps, *guided, scheduler, evaluator, data, device)
 
 
 def export(folder: Annotated[Path, Positional, arg(metavar="FOLDER")], /) -> None:
@@ -399,6 +430,7 @@ COMMANDS = (
     handin,
     adopt,
     export,
+    search,
     sweep,
     train_evaluator,
     train_auditor,

@@ -53,6 +53,7 @@ def adopt(
     options: Options = NONE_GIVEN,
     steps: int = 20,
     guidance: float = 1.0,
+    guidance_interval: tuple[int, int] | None = None,
     scheduler: str = "sde-dpmsolver++",
     evaluator: Path | None = None,
     data: Path | None = None,
@@ -73,7 +74,8 @@ def adopt(
     unet, noise, told = read_network(weights, key, options)
     sampler = convert_scheduler(noise, scheduler)
     set_steps(sampler, steps)  # before anything is written: is there such a number?
-    save_pipeline(ConditionalDDPMPipeline(unet, sampler, steps, guidance), out, half=False)
+    pipeline = ConditionalDDPMPipeline(unet, sampler, steps, guidance, guidance_interval)
+    save_pipeline(pipeline, out, half=False)
     print(told, f"saved {out}", sep="\n")
     drawn = write_samples(load_pipeline(out, device), conditions, out / "test", evaluator=judge)
     print(

@@ -226,7 +226,8 @@ def _score_setting(
     guidance_scale: float,
 ) -> dict[str, Any]:
     """Draw and judge with one choice of settings, and return a row of the record."""
-    drawing = ConditionalDDPMPipeline(pipeline.unet, convert_scheduler(pipeline.scheduler, sampler))
+    scheduler = convert_scheduler(pipeline.scheduler, sampler)
+    drawing = ConditionalDDPMPipeline(pipeline.unet, scheduler, **pipeline.settings())
     metrics, _ = draw_and_judge(
         drawing,
         conditions,
