@@ -1,6 +1,5 @@
 """ConditionalDDPMPipeline: from labels and seeds to pictures."""
 
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -294,18 +293,6 @@ def save_pipeline(pipeline: ConditionalDDPMPipeline, path: str | Path, half: boo
             os.replace(unfinished, path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def count_passes(drawn: Mapping[str, Any]) -> int:
-    """Return how many passes of the network a picture takes.
-
-    Args:
-        drawn: What `draw_and_judge` returned, for instance "test" of a record.
-    """
-    low, high = drawn.get("guidance_interval", (0, math.inf))  # records of before have none
-    return sum(
-        2 if drawn["guidance_scale"] != 1 and low <= t <= high else 1 for t in drawn["timesteps"]
-    )
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:

@@ -15,7 +15,8 @@ from lab7.diffusion import SAMPLERS, convert_scheduler, scheduler_name, set_step
 from lab7.errors import UserError
 from lab7.labels import encode
 from lab7.model import ConditionalUNet
-from lab7.pipeline import ConditionalDDPMPipeline, count_passes, load_pipeline, save_pipeline
+from lab7.pipeline import ConditionalDDPMPipeline, load_pipeline, save_pipeline
+from workshop.study.search import count_passes
 
 CONDITIONS = [["red cube"], ["blue cylinder", "gray sphere"], ["red cube", "cyan cube"]]
 

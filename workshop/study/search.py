@@ -10,7 +10,8 @@ or exact set is below 0. What the auditor says is written down, and decides noth
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,6 @@ from lab7.files import require_writable
 from lab7.pipeline import (
     SETTINGS,
     ConditionalDDPMPipeline,
-    count_passes,
     load_pipeline,
     save_pipeline,
 )
@@ -273,3 +273,15 @@ def _paired(row: Row, best: Row, score: str) -> Estimate:
 def _scores(row: Row) -> tuple[float, ...]:
     ratios = row["pictures"].ratios()["scores"]
     return tuple(float(sum(ratios[score][0]) / sum(ratios[score][1])) for score in SCORES)
+
+
+def count_passes(drawn: Mapping[str, Any]) -> int:
+    """Return how many passes of the network a picture takes.
+
+    Args:
+        drawn: What `draw_and_judge` returned, for instance "test" of a record.
+    """
+    low, high = drawn.get("guidance_interval", (0, math.inf))  # records of before have none
+    return sum(
+        2 if drawn["guidance_scale"] != 1 and low <= t <= high else 1 for t in drawn["timesteps"]
+    )
