@@ -16,6 +16,7 @@ from typing import Any
 
 import ipywidgets as widgets
 from PIL import Image, PngImagePlugin
+from torch import Tensor
 
 from lab7.auditor import Auditor
 from lab7.diffusion import convert_scheduler, scheduler_name
@@ -135,10 +136,8 @@ class LabelPicker(widgets.VBox):
         if self._finished is None:
             raise UserError("there is no finished picture to save")
         generator, recipe, picture = self._finished
-        origin = {"sampler": scheduler_name(generator.scheduler)}
-        origin |= {"weights_sha256": _hash(generator)}
         texts = PngImagePlugin.PngInfo()
-        for name, value in (recipe | origin).items():
+        for name, value in (recipe | {"weights_sha256": _hash(generator)}).items():
             texts.add_text(name, json.dumps(value))
         name = "-".join(recipe["labels"]).replace(" ", "-")[:100]
         name += "-seed-{seed}-{num_inference_steps}-{guidance_scale:g}.png".format(**recipe)
@@ -165,8 +164,7 @@ class LabelPicker(widgets.VBox):
         for control in (*self.toggles.values(), self.steps, self.guidance, self.seed, self.full):
             control.observe(self._change, "value")
         self._choices = widgets.ToggleButtons()
-        choose = (self._choices, "value"), (self.seed, "value")
-        widgets.dlink(*choose, lambda seed: self.seed.value if seed is None else seed)
+        self._choices.observe(self._choose, "value")
 
     def _rows(self, switch: bool) -> list[widgets.Widget]:
         actions = {
@@ -201,6 +199,10 @@ class LabelPicker(widgets.VBox):
             self._row.value, self._choices.options = "", ()
         self.redraw()
 
+    def _choose(self, change: Any) -> None:
+        if change.new is not None:
+            _set(self.seed, change.new)
+
     def _clear(self, _: Any) -> None:
         for toggle in self.toggles.values():
             toggle.value = False
@@ -221,7 +223,7 @@ class LabelPicker(widgets.VBox):
             except Exception as error:  # nobody else would show it
                 reason = f"{type(error).__name__}: {error}".split("\n")[0]
                 _say(self._verdict, escape(f"Could not draw this picture. {reason}"), "alert")
-            self.buttons["Stop"].disabled = True
+            self.buttons["Stop"].disabled |= self._asked.empty()
 
     def _draw(self, count: int) -> Iterator[None]:
         """Draw, show and judge, a step at a time."""
@@ -233,8 +235,11 @@ class LabelPicker(widgets.VBox):
             return _say(self._verdict, "Choose at least one object.")
         generator = self.generators[self.full.value]
         settings = generator.settings(self.steps.value, self.guidance.value)
+        recipe = {"labels": labels, "seed": self.seed.value}
+        recipe |= {"sampler": scheduler_name(generator.scheduler), **settings}
         steps, seeds = settings["num_inference_steps"], [self.seed.value + n for n in range(count)]
-        self.seed.max = max(self.seed.max, *seeds)
+        if count > 1:
+            self._choices.options = [(f"seed {seed}", seed) for seed in seeds]
         if steps > AT_ONCE:
             self.buttons["Stop"].disabled = False
             _say(self._verdict, "Drawing …")
@@ -245,20 +250,22 @@ class LabelPicker(widgets.VBox):
                 self._picture.value = predicted + figure(xt[:1], f"Noisy xₜ, t = {t}")
                 self._row.value = figure(x0, "") if count > 1 else self._row.value
             yield
-        images = images.clamp(-1, 1).cpu()
-        seconds = time.perf_counter() - started
+        images, seconds = images.clamp(-1, 1).cpu(), time.perf_counter() - started
         caption = f"{', '.join(labels)}: seed {seeds[0]}, {seconds:.1f} s"
         self._picture.value = figure(images[:1], caption)
+        self._row.value = figure(images, "") if count > 1 else self._row.value
         yield
+        self._judge(labels, images, seeds, caption)
+        self._finished = generator, recipe, images[:1]
+
+    def _judge(self, labels: list[str], images: Tensor, seeds: list[int], caption: str) -> None:
         found, probabilities = self.auditor.find(images), self.evaluator.predict(images[:1])[0]
         self._picture.value = figure(images[:1], caption, draw_marks(labels, found[0]))
         _say(self._verdict, verdict(labels, found[0], probabilities))
-        self._finished = generator, {"labels": labels, "seed": seeds[0], **settings}, images[:1]
-        if count > 1:
-            self._row.value = figure(images, "")
+        if len(seeds) > 1:
             signs = ["✓" if is_right(labels, one) else "✗" for one in found]
             names = [f"{sign} seed {seed}" for sign, seed in zip(signs, seeds, strict=True)]
-            self._choices.options = list(zip(names, seeds, strict=True))
+            self._choices.options = zip(names, seeds, strict=True)
 
     def _halt(self) -> Iterator[None]:
         if self._finished is None:
