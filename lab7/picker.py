@@ -1,285 +1,327 @@
-"""LabelPicker: choose objects, watch their picture form, see what the evaluator finds in it."""
+"""LabelPicker: click objects, and see their picture and what the judges find in it."""
 
 import base64
-import io
+import hashlib
+import json
+import math
 import os
+import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
-from copy import deepcopy
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from html import escape
+from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import ipywidgets as widgets
-import torch
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from lab7.dataset import IMAGE_SIZE
-from lab7.evaluator import THRESHOLD, Evaluator
-from lab7.labels import COLORS, LABELS, SHAPES, encode, parse_labels
-from lab7.pipeline import ConditionalDDPMPipeline, to_pil
+from lab7.auditor import Auditor
+from lab7.diffusion import convert_scheduler, scheduler_name
+from lab7.errors import UserError
+from lab7.evaluator import Evaluator
+from lab7.files import existing_file, user_path, write_atomically
+from lab7.labels import LABELS, encode, parse_labels
+from lab7.picker_html import draw_marks, figure, is_right, verdict
+from lab7.pipeline import GENERATOR_DIR, SETTINGS, ConditionalDDPMPipeline, load_pipeline, to_pil
 
+FAST_DIR = GENERATOR_DIR.with_name("fast")
 STATIC = "LAB7_STATIC"  # environment variable: 1 shows a picture of the picker, not the widget
 # Shown instead; tests/test_picker_browser.py makes it anew.
 SCREENSHOT = Path(__file__).resolve().parent.parent / "notebooks" / "picker.png"
-MOST_TRAINED = 3  # objects in the pictures that the generator learned from
+AT_ONCE = 4  # steps; a picture of more is shown as it forms
+ROW = 8  # seeds side by side
+FIELDS = ("labels", "seed", "sampler", "weights_sha256", *SETTINGS)  # the texts in a saved PNG
 _CSS = Path(__file__).with_name("picker.css").read_text(encoding="utf-8")
-_BLANK = torch.full((3, IMAGE_SIZE, IMAGE_SIZE), 0.9)
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to draw, as the controls were set when it was asked for."""
-
-    labels: tuple[str, ...]
-    num_inference_steps: int
-    guidance_scale: float
-    seed: int
-
-    def __str__(self) -> str:
-        steps = "1 step" if self.num_inference_steps == 1 else f"{self.num_inference_steps} steps"
-        return f"{steps}, guidance {self.guidance_scale:g}, seed {self.seed}"
 
 
 class LabelPicker(widgets.VBox):
-    """Draws pictures of the objects that are clicked, and has the evaluator judge them.
+    """Draws pictures of the objects that are clicked, and has both judges look at them.
 
-    Drawing runs in a thread of its own, so that the notebook stays usable and Stop works. With the
-    environment variable `LAB7_STATIC=1` a notebook gets a picture of a picker instead, for readers
-    without a kernel.
+    Each change of a control draws anew, in a thread, and what was being drawn is stopped at its
+    next step. What the auditor finds is marked on the picture; point at the picture to see it
+    without. With the environment variable `LAB7_STATIC=1` a notebook gets a picture of a picker
+    instead, for readers without a kernel.
 
     Args:
-        pipeline: Draws the pictures; its own scheduler is left alone.
-        evaluator: Judges them; None: no verdict.
+        pipeline: The full generator; its own scheduler is left alone. None: the one that comes
+            with the repository.
+        evaluator: None: see `Evaluator.load`.
         labels: Objects chosen at first.
         seed: At first; this and the two below can be changed with sliders.
-        num_inference_steps: The pipeline's own by default.
-        guidance_scale: The pipeline's own by default.
-
-    Attributes:
-        error: What the last drawing failed with, or None.
+        num_inference_steps: Of the full generator; None: its own.
+        guidance_scale: Of the full generator; None: its own.
+        fast: Draws unless the full generator is asked for. None: the one that comes with the
+            repository if `pipeline` is None too and it is there, else the full one.
+        auditor: None: see `Auditor.load`.
+        full: Whether the full generator draws at first.
 
     Raises:
-        UserError: A label is unknown or given twice.
+        UserError: A label is unknown or given twice, or a setting is out of range.
     """
 
     def __init__(
         self,
-        pipeline: ConditionalDDPMPipeline,
+        pipeline: ConditionalDDPMPipeline | None = None,
         evaluator: Evaluator | None = None,
         labels: Sequence[str] = ("red cube", "blue cylinder"),
         seed: int = 0,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        fast: ConditionalDDPMPipeline | None = None,
+        auditor: Auditor | None = None,
+        full: bool = False,
     ):
+        self._asked: queue.SimpleQueue[Iterator[None] | None] = queue.SimpleQueue()
+        missing = pipeline is None and fast is None and not FAST_DIR.is_dir()
+        pipeline, fast = _load(pipeline, fast)
         # A scheduler counts its own steps: one that the notebook uses meanwhile would not do.
-        settings = pipeline.settings(num_inference_steps, guidance_scale)
-        scheduler = deepcopy(pipeline.scheduler)
-        self.pipeline = ConditionalDDPMPipeline(pipeline.unet, scheduler, **settings)
-        self.evaluator = evaluator
-        self.error: Exception | None = None
-        self.thread: threading.Thread | None = None
-        self._running = False
-        self._guard = threading.RLock()  # of _running and the buttons that depend on it
-        self._stopping = threading.Event()
-        self._build_controls(parse_labels(labels), seed)
-        self._build_results()
-        super().__init__([widgets.HTML(f"<style>{_CSS}</style>"), *self._rows()])
+        own = _copy(pipeline, **pipeline.settings(num_inference_steps, guidance_scale))
+        self.generators = {True: own, False: _copy(fast) if fast else own}  # by `full.value`
+        self.evaluator, self.auditor = evaluator or Evaluator.load(), auditor or Auditor.load()
+        self._finished: tuple | None = None  # generator, recipe and picture: what can be saved
+        self._picture, self._verdict, self._row, self._note = (widgets.HTML() for _ in range(4))
+        self._note.value = "data/weights/fast is missing: the full generator draws." * missing
+        self._build_controls(parse_labels(labels), seed, full or fast is None)
+        super().__init__([widgets.HTML(f"<style>{_CSS}</style>"), *self._rows(fast is not None)])
         self.add_class("lab7-picker")
-        self._refresh()
+        threading.Thread(target=self._work, daemon=True).start()
 
-    def request(self) -> Request:
-        """Return what the controls ask for now."""
-        labels = tuple(label for label, toggle in self.toggles.items() if toggle.value)
-        return Request(labels, self.steps.value, self.guidance.value, self.seed.value)
+    @classmethod
+    def from_png(
+        cls,
+        path: str | Path,
+        pipeline: ConditionalDDPMPipeline | None = None,
+        fast: ConditionalDDPMPipeline | None = None,
+        **judges: Any,
+    ) -> "LabelPicker":
+        """Open a picture that `save` wrote: the picker is set as it was, and draws it again.
+
+        Args:
+            path: The file.
+            pipeline: See the picker; this or the fast one drew the picture.
+            fast: See the picker.
+            judges: `evaluator` and `auditor` of the picker.
+
+        Raises:
+            MissingFileError: There is no such file.
+            UserError: It is damaged, was saved by something else, or drawn with other weights.
+        """
+        recipe = _read_png(path)
+        pipeline, fast = _load(pipeline, fast)
+        parts = {"fast": fast, "pipeline": pipeline}
+        for name, generator in parts.items():
+            if generator and _hash(generator) == recipe["weights_sha256"]:
+                settings = {setting: recipe[setting] for setting in SETTINGS}
+                parts[name] = _copy(generator, str(recipe["sampler"]), **settings)
+                start = {"labels": recipe["labels"], "seed": recipe["seed"], **judges}
+                return cls(**parts, **start, full=name == "pipeline")
+        raise UserError(f"{path} was drawn with other weights: give the pipeline that has them")
+
+    def redraw(self, count: int = 1) -> None:
+        """Draw what the controls ask for; with a count, the next seeds in a row beside it."""
+        self._asked.put(self._draw(count))
+
+    def save(self, path: str | Path | None = None) -> Path:
+        """Write the picture as PNG; its text fields hold all that it takes to draw it again.
+
+        Args:
+            path: None: named after what it shows, in the current folder.
+
+        Raises:
+            UserError: There is no finished picture, or it cannot be written there.
+        """
+        if self._finished is None:
+            raise UserError("there is no finished picture to save")
+        generator, recipe, picture = self._finished
+        texts = PngImagePlugin.PngInfo()
+        for name, value in (recipe | {"weights_sha256": _hash(generator)}).items():
+            texts.add_text(name, json.dumps(value))
+        name = "-".join(recipe["labels"]).replace(" ", "-")[:100]
+        name += "-seed-{seed}-{num_inference_steps}-{guidance_scale:g}.png".format(**recipe)
+        path = user_path(name if path is None else path)
+        image = to_pil(picture)[0]
+        write_atomically(path, lambda file: image.save(file, "PNG", pnginfo=texts))
+        return path
 
     def close(self) -> None:
         """Stop drawing and remove the widget."""
-        self._stopping.set()
+        self._asked.put(None)
         super().close()
 
-    def _build_controls(self, labels: tuple[str, ...], seed: int) -> None:
-        num_inference_steps, guidance_scale, *_ = self.pipeline.settings().values()
+    def _build_controls(self, labels: tuple[str, ...], seed: int, full: bool) -> None:
         self.toggles = {label: _toggle(label, label in labels) for label in LABELS}
-        for toggle in self.toggles.values():
-            toggle.observe(self._refresh, "value")
-        longest = self.pipeline.scheduler.config.num_train_timesteps
-        self.steps = widgets.IntSlider(
-            num_inference_steps, 1, min(longest, max(50, num_inference_steps)),
-            description="Steps", tooltip="Steps from noise to picture: more take longer",
-        )  # fmt: skip
-        self.guidance = widgets.FloatSlider(
-            guidance_scale, min=0, max=max(10, guidance_scale), step=0.5, readout_format=".1f",
-            description="Guidance", tooltip="How hard to insist on the objects; 1 is no guidance",
-        )  # fmt: skip
-        self.seed = widgets.IntSlider(
-            seed, 0, max(999, seed),
-            description="Seed", tooltip="Another seed, another picture of the same objects",
-        )  # fmt: skip
-        self.generate = _button("Generate", self._start, "Draw a picture of the objects", "primary")
-        self.stop = _button("Stop", self._request_stop, "Stop, and keep the picture as it is")
-        self.clear = _button("Clear", self._clear, "Choose none of the objects")
+        self.steps = widgets.IntSlider(min=1, max=50, description="Steps")
+        self.guidance = widgets.FloatSlider(max=10, step=0.5, description="Guidance")
+        self.guidance.readout_format = ".1f"
+        self.seed = widgets.IntSlider(max=999, description="Seed")
+        self.full = widgets.Checkbox(full, description="Full generator, step by step", indent=False)
+        self._use(full)
+        _set(self.seed, seed)
+        self.full.observe(lambda change: self._use(change.new), "value")
+        for control in (*self.toggles.values(), self.steps, self.guidance, self.seed, self.full):
+            control.observe(self._change, "value")
+        self._choices = widgets.ToggleButtons()
+        self._choices.observe(self._choose, "value")
 
-    def _build_results(self) -> None:
-        self.hint, self.status = _html("lab7-hint"), _html("lab7-status")
-        self.progress = widgets.IntProgress(0, 0, 1).add_class("lab7-progress")
-        # Captions and status line describe the images: ipywidgets 8.1 fails to show one that has a
-        # tooltip, and knows no alternative text.
-        self.noisy = widgets.Image(value=_png(_BLANK)).add_class("lab7-noisy")
-        self.picture = widgets.Image(value=_png(_BLANK)).add_class("lab7-picture")
-        self.noisy_caption = _html("lab7-caption", "Noisy x<sub>t</sub>")
-        self.picture_caption = _html("lab7-caption", "Predicted x<sub>0</sub>")
-        self.verdict = _html("lab7-verdict", verdict_table((), None))
+    def _rows(self, switch: bool) -> list[widgets.Widget]:
+        actions = {
+            "Draw again": lambda _: self.redraw(),
+            "Eight seeds": lambda _: self.redraw(ROW),
+            "Save PNG": self._save,
+            "Clear": self._clear,
+            "Stop": lambda _: self._asked.put(self._halt()),
+        }
+        self.buttons = {name: widgets.Button(description=name) for name in actions}
+        for name, action in actions.items():
+            self.buttons[name].on_click(action)
+        self.buttons["Stop"].disabled = True
+        rows = {
+            "objects": widgets.GridBox(list(self.toggles.values())),
+            "sliders": widgets.HBox([self.steps, self.guidance, self.seed]),
+            "buttons": widgets.HBox([*self.buttons.values(), *[self.full] * switch, self._note]),
+            "panels": widgets.HBox([self._picture, self._verdict]),
+            "row": widgets.VBox([self._row, self._choices]),
+        }
+        return [row.add_class(f"lab7-{name}") for name, row in rows.items()]
 
-    def _rows(self) -> list[widgets.Widget]:
-        panels = [[self.noisy, self.noisy_caption], [self.picture, self.picture_caption]]
-        panels += [] if self.evaluator is None else [[self.verdict]]
-        boxes = [widgets.VBox(panel).add_class("lab7-panel") for panel in panels]
-        buttons = [self.generate, self.stop, self.clear, self.hint]
-        return [
-            widgets.GridBox(list(self.toggles.values())).add_class("lab7-objects"),
-            widgets.HBox([self.steps, self.guidance, self.seed]).add_class("lab7-sliders"),
-            widgets.HBox(buttons).add_class("lab7-buttons"),
-            self.progress,
-            widgets.HBox(boxes).add_class("lab7-panels"),
-            self.status,
-        ]
+    def _use(self, full: bool) -> None:
+        settings = self.generators[full].settings()
+        _set(self.steps, settings["num_inference_steps"])
+        _set(self.guidance, settings["guidance_scale"])
 
-    def _refresh(self, _=None) -> None:
-        """Make buttons, tooltips and hint fit what is chosen and whether a drawing runs."""
-        with self._guard:
-            labels = self.request().labels
-            self.generate.disabled = self._running or not labels
-            self.stop.disabled = not self._running
-            self.clear.disabled = not labels
-            self.hint.value = escape(hint(labels))
-            for label, toggle in self.toggles.items():
-                toggle.tooltip = f"{label}: {'chosen' if toggle.value else 'not chosen'}"
+    def _change(self, change: Any) -> None:
+        if change.owner is self.seed and change.new in dict(self._choices.options).values():
+            self._choices.value = change.new
+        else:  # the row shows something else
+            self._row.value, self._choices.options = "", ()
+        self.redraw()
 
-    def _clear(self, _=None) -> None:
+    def _choose(self, change: Any) -> None:
+        if change.new is not None:
+            _set(self.seed, change.new)
+
+    def _clear(self, _: Any) -> None:
         for toggle in self.toggles.values():
             toggle.value = False
 
-    def _start(self, _=None) -> None:
-        with self._guard:
-            request = self.request()
-            if self._running or not request.labels:
-                return
-            self._running, self.error = True, None
-            self._stopping.clear()
-            self._refresh()
-        self.thread = threading.Thread(target=self._work, args=(request,), daemon=True)
-        self.thread.start()
-
-    def _request_stop(self, _=None) -> None:
-        self._stopping.set()
-        self.stop.disabled = True
-
-    def _work(self, request: Request) -> None:
-        """Draw in the thread; whatever goes wrong is shown, as nobody else would."""
+    def _save(self, _: Any) -> None:
         try:
-            self._draw(request)
-        except Exception as error:
-            self.error = error
-            reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
-            self._say([f"Could not draw this picture. {reason}"], "error")
-        finally:
-            with self._guard:
-                self._running = False
-                self._refresh()
+            _say(self._note, escape(f"Saved as {self.save()}"))
+        except UserError as error:
+            _say(self._note, escape(str(error)), "alert")
 
-    def _draw(self, request: Request) -> None:
-        asked, steps = f"Asked for: {', '.join(request.labels)}", request.num_inference_steps
-        self._say([asked, f"Drawing … ({request})"])
-        self.verdict.value = verdict_table(request.labels, None)
-        self.progress.value, self.progress.max = 0, steps
-        self.picture_caption.value = "Predicted x<sub>0</sub>"
-        start, cond = time.perf_counter(), encode([request.labels])
-        settings = self.pipeline.settings(steps, request.guidance_scale)
-        reverse = self.pipeline.reverse(cond, [request.seed], **settings)
-        for step, (t, xt, x0, xt_next) in enumerate(reverse, 1):  # noqa: B007
-            self.progress.value = step
-            self.noisy.value, self.picture.value = _png(xt[0]), _png(x0[0])
-            self.noisy_caption.value = f"Noisy x<sub>t</sub>, t = {t}"
-            if self._stopping.is_set():
-                done = f"Stopped after step {step} of {steps}, so there is no verdict."
-                return self._say([asked, done])
-        seconds, picture = time.perf_counter() - start, xt_next.clamp(-1, 1)
-        self.picture.value, self.picture_caption.value = _png(picture[0]), "Finished picture"
-        probabilities = None if self.evaluator is None else self.evaluator.predict(picture)[0]
-        self.verdict.value = verdict_table(request.labels, probabilities)
-        lines = summarize(request.labels, probabilities)
-        self._say([*lines, f"{request}: {seconds:.1f} s"], "done")
+    def _work(self) -> None:
+        """Draw what was asked for last, and stop at the next step when something newer is."""
+        while (drawing := self._asked.get()) is not None:
+            try:
+                for _ in drawing:
+                    if not self._asked.empty():
+                        break
+            except Exception as error:  # nobody else would show it
+                reason = f"{type(error).__name__}: {error}".split("\n")[0]
+                _say(self._verdict, escape(f"Could not draw this picture. {reason}"), "alert")
+            self.buttons["Stop"].disabled |= self._asked.empty()
 
-    def _say(self, lines: list[str], kind: str = "busy") -> None:
-        role = "alert" if kind == "error" else "status"
-        text = "<br>".join(map(escape, lines))
-        self.status.value = f'<div role="{role}" class="lab7-{kind}">{text}</div>'
+    def _draw(self, count: int) -> Iterator[None]:
+        """Draw, show and judge, a step at a time."""
+        yield  # overtaken before it began
+        self._finished, started = None, time.perf_counter()
+        labels = [label for label, toggle in self.toggles.items() if toggle.value]
+        if not labels:
+            self._picture.value = ""
+            return _say(self._verdict, "Choose at least one object.")
+        generator = self.generators[self.full.value]
+        settings = generator.settings(self.steps.value, self.guidance.value)
+        recipe = {"labels": labels, "seed": self.seed.value}
+        recipe |= {"sampler": scheduler_name(generator.scheduler), **settings}
+        steps, seeds = settings["num_inference_steps"], [self.seed.value + n for n in range(count)]
+        if count > 1:
+            self._choices.options = [(f"seed {seed}", seed) for seed in seeds]
+        if steps > AT_ONCE:
+            self.buttons["Stop"].disabled = False
+            _say(self._verdict, "Drawing …")
+        reverse = generator.reverse(encode([labels] * count), seeds, **settings)
+        for step, (t, xt, x0, images) in enumerate(reverse, 1):  # noqa: B007
+            if steps > AT_ONCE:
+                predicted = figure(x0[:1], f"Predicted x₀, step {step} of {steps}")
+                self._picture.value = predicted + figure(xt[:1], f"Noisy xₜ, t = {t}")
+                self._row.value = figure(x0, "") if count > 1 else self._row.value
+            yield
+        images, seconds = images.clamp(-1, 1).cpu(), time.perf_counter() - started
+        caption = f"{', '.join(labels)}: seed {seeds[0]}, {seconds:.1f} s"
+        self._picture.value = figure(images[:1], caption)
+        self._row.value = figure(images, "") if count > 1 else self._row.value
+        yield
+        self._judge(labels, images, seeds, caption)
+        self._finished = generator, recipe, images[:1]
+
+    def _judge(self, labels: list[str], images: Tensor, seeds: list[int], caption: str) -> None:
+        found, probabilities = self.auditor.find(images), self.evaluator.predict(images[:1])[0]
+        self._picture.value = figure(images[:1], caption, draw_marks(labels, found[0]))
+        _say(self._verdict, verdict(labels, found[0], probabilities))
+        if len(seeds) > 1:
+            signs = ["✓" if is_right(labels, one) else "✗" for one in found]
+            names = [f"{sign} seed {seed}" for sign, seed in zip(signs, seeds, strict=True)]
+            self._choices.options = zip(names, seeds, strict=True)
+
+    def _halt(self) -> Iterator[None]:
+        if self._finished is None:
+            _say(self._verdict, "Stopped, so there is no verdict.")
+        yield
 
     def _repr_mimebundle_(self, **options):
+        data = {"text/plain": "The label picker, as it looks in a notebook with a kernel."}
         if os.environ.get(STATIC) != "1":
-            return super()._repr_mimebundle_(**options)
-        image = base64.b64encode(SCREENSHOT.read_bytes()).decode()
-        text = "The label picker, as it looks in a notebook with a kernel."
-        return {"image/png": image, "text/plain": text}, {"image/png": {"width": 860}}
+            data |= super()._repr_mimebundle_(**options)
+            self.redraw()
+        data["image/png"] = base64.b64encode(SCREENSHOT.read_bytes()).decode()
+        return data, {"image/png": {"width": 860}}
 
 
-def hint(labels: Sequence[str]) -> str:
-    """Return what to tell somebody who has chosen these labels."""
-    if not labels:
-        return "Choose at least one object."
-    chosen = "1 object chosen." if len(labels) == 1 else f"{len(labels)} objects chosen."
-    if len(labels) <= MOST_TRAINED:
-        return chosen
-    return f"{chosen} Training pictures show at most {MOST_TRAINED}, so some may be missing."
+def _load(pipeline, fast):
+    """Return the full and the fast generator, by default those of the repository."""
+    if pipeline is None and fast is None and FAST_DIR.is_dir():
+        fast = load_pipeline(FAST_DIR)
+    return (load_pipeline() if pipeline is None else pipeline), fast
 
 
-def summarize(labels: Sequence[str], probabilities: Tensor | None) -> list[str]:
-    """Put into lines what was asked for and what the evaluator sees.
-
-    Args:
-        labels: What was asked for.
-        probabilities: The evaluator's (24,), or None without one.
-    """
-    asked = f"Asked for: {', '.join(labels)}"
-    if probabilities is None:
-        return [asked]
-    seen = {x: p for x, p in zip(LABELS, probabilities.tolist(), strict=True) if p >= THRESHOLD}
-    found = ", ".join(f"{label} ({p:.0%})" for label, p in seen.items()) or "nothing"
-    faults = {
-        "missing": [label for label in labels if label not in seen],
-        "extra": [label for label in seen if label not in labels],
-    }
-    judgement = "; ".join(f"{name}: {', '.join(x)}" for name, x in faults.items() if x)
-    return [asked, f"The evaluator sees: {found} – {judgement or 'exactly what was asked for'}"]
+def _copy(pipeline, sampler: str | None = None, **settings):
+    """Return a pipeline with the same network and a scheduler of its own."""
+    scheduler = convert_scheduler(pipeline.scheduler, sampler or scheduler_name(pipeline.scheduler))
+    return ConditionalDDPMPipeline(pipeline.unet, scheduler, **settings or pipeline.settings())
 
 
-def verdict_table(labels: Sequence[str], probabilities: Tensor | None) -> str:
-    """Write the evaluator's probabilities as an HTML table of bars: a row a shape.
-
-    Args:
-        labels: What was asked for: these bars are outlined.
-        probabilities: (24,), or None before there is a verdict.
-    """
-    values = [None] * len(LABELS) if probabilities is None else probabilities.tolist()
-    bars = [_bar(label, label in labels, p) for label, p in zip(LABELS, values, strict=True)]
-    heads = "".join(f'<th scope="col">{color}</th>' for color in COLORS)
-    table = f"<caption>Evaluator's verdict (outlined: asked for)</caption><tr><td></td>{heads}</tr>"
-    for row, shape in enumerate(SHAPES):
-        first = row * len(COLORS)
-        cells = "".join(bars[first : first + len(COLORS)])
-        table += f'<tr><th scope="row">{shape}</th>{cells}</tr>'
-    return f"<table>{table}</table>"
+def _hash(pipeline) -> str:
+    """Return the SHA-256 of a network's weights, wherever and however they were loaded."""
+    digest = hashlib.sha256()
+    for name, tensor in pipeline.unet.state_dict().items():
+        digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
-def _bar(label: str, asked: bool, probability: float | None) -> str:
-    """Write one field of the verdict: its number above a bar in the object's color."""
-    text = "" if probability is None else f"{probability:.0%}"
-    outline = "lab7-asked" if asked else ""
-    weight = "lab7-seen" if text and probability >= THRESHOLD else ""
-    kinds = f"lab7-{label.split()[0]} {outline} {weight}"
-    return f'<td class="{kinds}" style="--lab7-height: {text or 0}"><span>{text}</span></td>'
+def _read_png(path: str | Path) -> dict[str, Any]:
+    """Return what the text fields of a picture hold that `LabelPicker.save` wrote."""
+    path = existing_file(path)
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return {name: json.loads(image.info[name]) for name in FIELDS}
+    except KeyError as error:
+        raise UserError(f"{path} has no field {error}: no LabelPicker saved it") from None
+    except Exception:  # a broken file makes Pillow raise almost anything
+        raise UserError(f"{path} is damaged, or no picture: copy it again") from None
+
+
+def _set(slider: widgets.Widget, value: Real) -> None:
+    """Set a slider; upwards it may leave its usual range."""
+    if not (isinstance(value, Real) and slider.min <= value < math.inf):
+        allowed = f"{slider.min:g} … {slider.max:g}"
+        raise UserError(f"{slider.description.lower()} {value!r} is not within {allowed}")
+    slider.max = max(slider.max, value)
+    slider.value = value
 
 
 def _toggle(label: str, chosen: bool) -> widgets.ToggleButton:
@@ -287,21 +329,11 @@ def _toggle(label: str, chosen: bool) -> widgets.ToggleButton:
     toggle = widgets.ToggleButton(chosen, description=label)
     for name in (f"lab7-{color}-{shape}", f"lab7-{color}", f"lab7-{shape}"):
         toggle.add_class(name)
+    chosen = (toggle, "value"), (toggle, "tooltip")
+    widgets.dlink(*chosen, lambda on: f"{label}: {'' if on else 'not '}chosen")
     return toggle
 
 
-def _button(name: str, action: Callable, tooltip: str, style: str = "") -> widgets.Button:
-    button = widgets.Button(description=name, tooltip=tooltip, button_style=style)
-    button.on_click(action)
-    return button.add_class(f"lab7-{name.lower()}")
-
-
-def _html(name: str, text: str = "") -> widgets.HTML:
-    return widgets.HTML(text).add_class(name)
-
-
-def _png(picture: Tensor) -> bytes:
-    """Write a picture (3, 64, 64) in [-1, 1] as PNG; the browser enlarges it."""
-    file = io.BytesIO()
-    to_pil(picture[None])[0].save(file, "PNG", compress_level=1)
-    return file.getvalue()
+def _say(widget: widgets.HTML, html: str, role: str = "status") -> None:
+    """Show something that screen readers read out."""
+    widget.value = f'<div role="{role}" aria-live="polite">{html}</div>'
