@@ -131,6 +131,14 @@ def test_a_network_of_this_project(tmp_path, condition):
     assert difference(lambda *given: network(*given).sample, unet) < 1e-5
 
 
+def test_a_folder_of_this_project_keeps_its_scaling_of_pictures(tmp_path):
+    network = made(ConditionalUNet, **TINY, scaling_factor=4.0)
+    network.save_pretrained(tmp_path / "unet")
+    unet = read_network(tmp_path)[0]
+    assert difference(lambda *given: network(*given).sample, unet) < 1e-5
+    assert unet.config.scaling_factor == 4.0
+
+
 @pytest.mark.parametrize(
     "layer",
     [
@@ -444,6 +452,7 @@ def test_adopt_writes_nothing_where_something_is_wrong(mine, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     for options in (
         {"options": Options(), "out": tmp_path / "new" / "mine"},
+        {"guidance": float("nan"), "out": tmp_path / "new" / "mine"},
         {"steps": 2000, "out": tmp_path / "new" / "mine"},
         {"scheduler": "dpm"},
         {"out": tmp_path},

@@ -138,7 +138,7 @@ def _take_schedule(tensors: Weights) -> list[float]:
     """Take out what a noise schedule has for each of its time steps; return the betas."""
     lengths = {x.shape for n, x in tensors.items() if SCHEDULE.search(n) and len(x) == x.numel()}
     taken = {n: tensors.pop(n) for n, x in list(tensors.items()) if x.shape in lengths}
-    return next((x.flatten().tolist() for n, x in taken.items() if n.endswith("betas")), [])
+    return next((x.flatten().tolist() for n, x in taken.items() if n.split(".")[-1] == "betas"), [])
 
 
 def _take_condition(tensors: Weights, size: int) -> Weights:
