@@ -304,7 +304,7 @@ def test_a_schedule_in_the_file_is_read(tmp_path, shape):
 
 def test_what_was_read_and_what_was_assumed(tmp_path):
     torch.save({"ema": made(Channels).state_dict()}, tmp_path / "mine.pth")
-    options = Options(norm_num_groups=4, beta_schedule="squaredcos_cap_v2")
+    options = Options(norm_num_groups=4, beta_schedule="cosine")
     _, noise, told = read_network(tmp_path / "mine.pth", None, options)
     read, given, assumed = told.split("\n")
     assert read.startswith(f"read off {tmp_path / 'mine.pth'} ema.net: block_out_channels [8, 16]")
@@ -371,7 +371,7 @@ def test_weights_that_do_not_fit(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"beta_schedule": "cosine"}, "unknown beta_schedule 'cosine': did you mean"),
+        ({"beta_schedule": "sigmoid"}, "unknown beta_schedule 'sigmoid': did you mean"),
         ({"prediction_type": "noise"}, "unknown prediction_type 'noise'"),
         ({"act_fn": "tanh"}, "unknown act_fn 'tanh'"),
         ({"num_train_timesteps": 0}, "num_train_timesteps 0 must be above 0"),
