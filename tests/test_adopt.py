@@ -213,7 +213,14 @@ def test_wrappings(tmp_path, wrapping):
 
 def test_a_layer_saved_on_its_own(tmp_path):
     network = made(Outside)
-    content = {"unet": network.unet.state_dict(), "emb": network.label_proj.state_dict()}
+    content = {"emb": network.label_proj.state_dict(), "unet": network.unet.state_dict()}
+    assert difference(network, adopted(tmp_path, content)) < 1e-5
+    averaged = {
+        f"{name}_ema": {k: 0.9 * x for k, x in part.items()} for name, part in content.items()
+    }
+    content |= averaged
+    assert difference(network, adopted(tmp_path, content, "unet")) < 1e-5
+    network.load_state_dict({k: 0.9 * x for k, x in network.state_dict().items()})
     assert difference(network, adopted(tmp_path, content)) < 1e-5
 
 

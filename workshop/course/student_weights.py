@@ -81,7 +81,8 @@ def find_network(path: Path, key: str | None = None) -> tuple[str, Weights, list
             rest[name] = tensor
     betas, layer, size = _take_schedule(rest), {}, len(weights[TIME])
     if not has_channels(weights):
-        layer = _take_condition(rest, size) or _take_condition(apart, size)
+        apart = sorted(apart.items(), key=lambda x: _is_average(x[0]) != _is_average(chosen))
+        layer = _take_condition(rest, size) or _take_condition(dict(apart), size)
     if rest:
         name, tensor = next(iter(rest.items()))
         raise UserError(f"{path}: {name} {tuple(tensor.shape)} has no place in {KNOWN}; {OTHERS}")
@@ -122,11 +123,15 @@ def _name_averages(places: dict[str, Weights]) -> None:
 def _choose(prefixes: list[str], path: Path, key: str | None) -> str:
     """Choose one of several networks: what the key names, else the one that is an EMA."""
     named = [name for name in prefixes if key is None or name.startswith(f"{key.rstrip('.')}.")]
-    averaged = [prefix for prefix in named if "ema" in re.split("[._]", prefix.lower())]
+    averaged = [prefix for prefix in named if _is_average(prefix)]
     if len(averaged or named) != 1:
         names = ", ".join(prefix.rstrip(".") or "no key" for prefix in prefixes)
         raise UserError(f"{path} holds networks under {names}: choose one with --key")
     return (averaged or named)[0]
+
+
+def _is_average(name: str) -> bool:
+    return "ema" in re.split("[._-]", name.lower())
 
 
 def _kinship(name: str, other: str) -> int:
