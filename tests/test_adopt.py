@@ -365,6 +365,10 @@ class Deeper(Outside):
             r"conv_out\.bias is \(6,\) there, not \(3,\)",
         ),
         (
+            lambda w: w | {"model.conv_out.bias": w["model.conv_out.bias"].to("meta")},
+            r"conv_out\.bias is None there",
+        ),
+        (
             lambda w: w | {"model.conv_out.bias": torch.tensor([0, 0, torch.nan])},
             r"model: conv_out\.bias is not finite",
         ),

@@ -105,10 +105,19 @@ def _tensors(content: Any, place: str = "") -> Iterator[tuple[str, Weights]]:
         content = {str(index): value for index, value in enumerate(content)}
     if not isinstance(content, dict) or "param_groups" in content:
         return
-    tensors = {str(n): x for n, x in content.items() if isinstance(x, Tensor)}
-    yield place, {n: x for n, x in tensors.items() if x.is_floating_point() and x.ndim}
+    yield place, {str(name): value for name, value in content.items() if _is_weight(value)}
     for name, value in content.items():
         yield from _tensors(value, f"{place}{name}.")
+
+
+def _is_weight(value: Any) -> bool:
+    """Return whether a value is a tensor of real numbers: no scalar, not meta, not sparse."""
+    return (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.ndim > 0
+        and (value.device.type, value.layout) == ("cpu", torch.strided)
+    )
 
 
 def _name_averages(places: dict[str, Weights]) -> None:
