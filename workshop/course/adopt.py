@@ -216,7 +216,7 @@ def _build(
         raise UserError(f"{place}: {surplus[0]} has no place in {KNOWN}; {OTHERS}")
     broken = [name for name, weight in weights.items() if not weight.isfinite().all()]
     if broken:
-        raise UserError(f"{place}: {broken[0]} is not finite: take weights from before that")
+        raise UserError(f"{place}: {broken[0]} is not finite: take an earlier checkpoint")
     fill_network(unet, weights, place)
     return unet.eval()
 
