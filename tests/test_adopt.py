@@ -131,6 +131,14 @@ def test_a_network_of_this_project(tmp_path, condition):
     assert difference(lambda *given: network(*given).sample, unet) < 1e-5
 
 
+def test_a_folder_of_this_project_keeps_its_scaling_of_pictures(tmp_path):
+    network = made(ConditionalUNet, **TINY, scaling_factor=4.0)
+    network.save_pretrained(tmp_path / "unet")
+    unet = read_network(tmp_path)[0]
+    assert difference(lambda *given: network(*given).sample, unet) < 1e-5
+    assert unet.config.scaling_factor == 4.0
+
+
 @pytest.mark.parametrize(
     "layer",
     [
@@ -205,7 +213,14 @@ def test_wrappings(tmp_path, wrapping):
 
 def test_a_layer_saved_on_its_own(tmp_path):
     network = made(Outside)
-    content = {"unet": network.unet.state_dict(), "emb": network.label_proj.state_dict()}
+    content = {"emb": network.label_proj.state_dict(), "unet": network.unet.state_dict()}
+    assert difference(network, adopted(tmp_path, content)) < 1e-5
+    averaged = {
+        f"{name}_ema": {k: 0.9 * x for k, x in part.items()} for name, part in content.items()
+    }
+    content |= averaged
+    assert difference(network, adopted(tmp_path, content, "unet")) < 1e-5
+    network.load_state_dict({k: 0.9 * x for k, x in network.state_dict().items()})
     assert difference(network, adopted(tmp_path, content)) < 1e-5
 
 
@@ -296,7 +311,7 @@ def test_a_schedule_in_the_file_is_read(tmp_path, shape):
 
 def test_what_was_read_and_what_was_assumed(tmp_path):
     torch.save({"ema": made(Channels).state_dict()}, tmp_path / "mine.pth")
-    options = Options(norm_num_groups=4, beta_schedule="squaredcos_cap_v2")
+    options = Options(norm_num_groups=4, beta_schedule="cosine")
     _, noise, told = read_network(tmp_path / "mine.pth", None, options)
     read, given, assumed = told.split("\n")
     assert read.startswith(f"read off {tmp_path / 'mine.pth'} ema.net: block_out_channels [8, 16]")
@@ -350,6 +365,10 @@ class Deeper(Outside):
             r"conv_out\.bias is \(6,\) there, not \(3,\)",
         ),
         (
+            lambda w: w | {"model.conv_out.bias": w["model.conv_out.bias"].to("meta")},
+            r"conv_out\.bias is None there",
+        ),
+        (
             lambda w: w | {"model.conv_out.bias": torch.tensor([0, 0, torch.nan])},
             r"model: conv_out\.bias is not finite",
         ),
@@ -363,7 +382,7 @@ def test_weights_that_do_not_fit(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"beta_schedule": "cosine"}, "unknown beta_schedule 'cosine': did you mean"),
+        ({"beta_schedule": "sigmoid"}, "unknown beta_schedule 'sigmoid': did you mean"),
         ({"prediction_type": "noise"}, "unknown prediction_type 'noise'"),
         ({"act_fn": "tanh"}, "unknown act_fn 'tanh'"),
         ({"num_train_timesteps": 0}, "num_train_timesteps 0 must be above 0"),
@@ -444,6 +463,7 @@ def test_adopt_writes_nothing_where_something_is_wrong(mine, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     for options in (
         {"options": Options(), "out": tmp_path / "new" / "mine"},
+        {"guidance": float("nan"), "out": tmp_path / "new" / "mine"},
         {"steps": 2000, "out": tmp_path / "new" / "mine"},
         {"scheduler": "dpm"},
         {"out": tmp_path},

@@ -158,6 +158,8 @@ def test_sets_are_known_by_their_folders(tmp_path):
 @pytest.mark.parametrize("start", ["./", "/", "a/b/"])
 def test_zip_with_paths_that_begin_otherwise(tmp_path, start):
     path = write_zip(hand_in(tmp_path / "in"), tmp_path / "x.zip", start=start)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("/", b"")
     check_both(path)
 
 

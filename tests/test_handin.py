@@ -174,6 +174,8 @@ def test_a_damaged_file_is_named_and_what_is_no_zip_refused(tmp_path):
         ("2024", "DL_LAB6_1_Ada_Lovelace.zip"),
         ("2025", "DL_LAB6_1_Ada_Lovelace.zip"),
         (" 2026 ", "DL_LAB6_1_Ada_Lovelace.zip"),
+        ("Spring 2025", "DL_LAB6_1_Ada_Lovelace.zip"),
+        ("summer 2023", "DLP_LAB6_1_Ada_Lovelace.zip"),
     ],
 )
 def test_the_name_of_the_year(year, name):
@@ -192,8 +194,9 @@ def test_years_differ_in_denoising_row_and_pictures():
     files = {name: data for name, data in good_files().items() if "images" not in name}
     assert check(files, year="2024")[1] and not check(files, year="2025")[1]
     assert check(files | {"images/test/grid.png": png()}, year="2024")[1]
-    with pytest.raises(UserError, match=f"unknown year '2027'.*{', '.join(HANDOUTS)}"):
-        find_handout("2027")
+    for year in ("2027", "2023", "spring", ""):
+        with pytest.raises(UserError, match=f"unknown year '{year}'.*{', '.join(HANDOUTS)}"):
+            find_handout(year)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ CHOICES = {
 UNET_OPTIONS = ("norm_eps", "act_fn", "flip_sin_to_cos", "freq_shift", "center_input_sample")
 UNET_OPTIONS += ("downsample_padding", "mid_block_scale_factor")
 SCHEDULE = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end")
-UNET = ("attention_head_dim", "norm_num_groups")
+UNET = ("attention_head_dim", "norm_num_groups", "scaling_factor")
 FILES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 SAVED = "diffusion_pytorch_model"
 
@@ -69,6 +69,8 @@ def adopt(
     weights, out = user_path(weights), user_path(out)
     if weights.resolve().is_relative_to(out.resolve()):
         raise UserError(f"{out} holds the weights to adopt: choose another --out")
+    if not math.isfinite(guidance):
+        raise UserError(f"guidance {guidance} is no number: 1 is none")
     require_place(out)
     judge, conditions = Evaluator.load(evaluator, device, data), named_conditions("test", data)
     unet, noise, told = read_network(weights, key, options)
@@ -205,7 +207,7 @@ def _build(
     """Build the network and fill it, or name the first weight or setting that does not fit."""
     _check(settings, form["block_out_channels"], weights)
     options = {name: settings[name] for name in UNET_OPTIONS if name in settings}
-    given = {name: settings[name] for name in UNET}
+    given = {name: settings[name] for name in UNET if name in settings}
     given["unet_options"] = form["unet_options"] | options
     unet = ConditionalUNet(**form | given)
     own = unet.state_dict()
@@ -214,7 +216,7 @@ def _build(
         raise UserError(f"{place}: {surplus[0]} has no place in {KNOWN}; {OTHERS}")
     broken = [name for name, weight in weights.items() if not weight.isfinite().all()]
     if broken:
-        raise UserError(f"{place}: {broken[0]} is not finite: take weights from before that")
+        raise UserError(f"{place}: {broken[0]} is not finite: take an earlier checkpoint")
     fill_network(unet, weights, place)
     return unet.eval()
 
@@ -227,7 +229,7 @@ def _check(settings: dict[str, Any], channels: list[int], weights: Weights) -> N
         if name in USUAL and isinstance(value, int | float) and not value > 0:
             raise UserError(f"{name} {value} must be above 0")
     attended = [len(weight) for name, weight in weights.items() if name.endswith("to_q.weight")]
-    for name, counts in zip(UNET, (attended, channels), strict=True):
+    for name, counts in (("attention_head_dim", attended), ("norm_num_groups", channels)):
         wrong = [count for count in counts if settings[name] and count % settings[name]]
         if wrong:
             raise UserError(

@@ -69,7 +69,7 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
         with contextlib.suppress(UnicodeDecodeError, zipfile.BadZipFile, NotImplementedError):
             archive = zipfile.ZipFile(path, metadata_encoding=encoding)
             for info in archive.infolist():  # some tools of Windows write backslashes
-                info.filename = info.filename.replace("\\", "/").lstrip("/")
+                info.filename = info.filename.replace("\\", "/").lstrip("/") or "./"
                 archive.NameToInfo[info.filename] = info
                 if info.flag_bits & 1:
                     raise UserError(f"{path} needs a password: unpack it, and name its folder")

@@ -180,7 +180,7 @@ def _check_report(pack: zipfile.ZipFile, entries: Entries) -> Iterator[Finding]:
     files = [path for path in entries if path.suffix.lower() == ".pdf"]
     for path in files:
         content = _read(pack, entries[path]) or b""
-        if content.startswith(b"%PDF-") and b"%%EOF" in content[-2048:]:
+        if b"%PDF-" in content[:1024] and b"%%EOF" in content[-2048:]:
             yield Finding("there", f"report {path}, {len(content) / 1e6:.1f} MB")
         else:
             yield Finding("wrong", f"{path} is no complete PDF")

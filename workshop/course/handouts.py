@@ -1,5 +1,6 @@
 """What the course's hand-outs ask for, by term, as their public copies show them."""
 
+import re
 from dataclasses import dataclass
 
 from lab7.errors import unknown
@@ -45,12 +46,13 @@ def find_handout(year: str | None = None) -> Handout:
     """Return the hand-out of a year.
 
     Args:
-        year: A key of `HANDOUTS`, for instance "2026" or "2023-summer"; None takes the newest.
+        year: For instance "2026", "2023-summer" or "summer 2023"; None takes the newest.
 
     Raises:
-        UserError: It is none; the message names all.
+        UserError: It is none, or that of two terms; the message names all.
     """
-    key = NEWEST if year is None else "-".join(year.lower().split())
-    if key not in HANDOUTS:
+    words = set(re.findall(r"\w+", (NEWEST if year is None else year).lower()))
+    found = [handout for handout in HANDOUTS.values() if words <= {*handout.term.split()}]
+    if len(found) != 1:
         raise unknown("year", year, HANDOUTS)
-    return HANDOUTS[key]
+    return found[0]

@@ -16,6 +16,8 @@ USUAL = {
     "act_fn": "silu",
 }
 
+SHORT = {"cosine": "squaredcos_cap_v2", "v": "v_prediction", "x0": "sample"}
+
 
 @dataclass(frozen=True)
 class Options:
@@ -23,7 +25,7 @@ class Options:
 
     Attributes:
         num_train_timesteps: T of your noise scheduler; by default 1000.
-        beta_schedule: linear, scaled_linear or squaredcos_cap_v2 (cosine); by default linear.
+        beta_schedule: linear, scaled_linear or cosine (squaredcos_cap_v2); by default linear.
         beta_start: First beta of a linear schedule; by default 0.0001.
         beta_end: Last beta of a linear schedule; by default 0.02.
         prediction_type: What the network predicts: epsilon, v_prediction or sample (x0); by
@@ -45,8 +47,9 @@ class Options:
     act_fn: str | None = None
 
     def given(self) -> dict[str, Any]:
-        """Return those that are given."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        """Return those that are given, under diffusers' words for them."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return {name: SHORT.get(value, value) for name, value in given.items()}
 
 
 NONE_GIVEN = Options()

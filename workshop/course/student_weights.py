@@ -81,7 +81,8 @@ def find_network(path: Path, key: str | None = None) -> tuple[str, Weights, list
             rest[name] = tensor
     betas, layer, size = _take_schedule(rest), {}, len(weights[TIME])
     if not has_channels(weights):
-        layer = _take_condition(rest, size) or _take_condition(apart, size)
+        apart = sorted(apart.items(), key=lambda x: _is_average(x[0]) != _is_average(chosen))
+        layer = _take_condition(rest, size) or _take_condition(dict(apart), size)
     if rest:
         name, tensor = next(iter(rest.items()))
         raise UserError(f"{path}: {name} {tuple(tensor.shape)} has no place in {KNOWN}; {OTHERS}")
@@ -104,10 +105,19 @@ def _tensors(content: Any, place: str = "") -> Iterator[tuple[str, Weights]]:
         content = {str(index): value for index, value in enumerate(content)}
     if not isinstance(content, dict) or "param_groups" in content:
         return
-    tensors = {str(n): x for n, x in content.items() if isinstance(x, Tensor)}
-    yield place, {n: x for n, x in tensors.items() if x.is_floating_point() and x.ndim}
+    yield place, {str(name): value for name, value in content.items() if _is_weight(value)}
     for name, value in content.items():
         yield from _tensors(value, f"{place}{name}.")
+
+
+def _is_weight(value: Any) -> bool:
+    """Return whether a value is a tensor of real numbers: no scalar, not meta, not sparse."""
+    return (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.ndim > 0
+        and (value.device.type, value.layout) == ("cpu", torch.strided)
+    )
 
 
 def _name_averages(places: dict[str, Weights]) -> None:
@@ -122,11 +132,15 @@ def _name_averages(places: dict[str, Weights]) -> None:
 def _choose(prefixes: list[str], path: Path, key: str | None) -> str:
     """Choose one of several networks: what the key names, else the one that is an EMA."""
     named = [name for name in prefixes if key is None or name.startswith(f"{key.rstrip('.')}.")]
-    averaged = [prefix for prefix in named if "ema" in re.split("[._]", prefix.lower())]
+    averaged = [prefix for prefix in named if _is_average(prefix)]
     if len(averaged or named) != 1:
         names = ", ".join(prefix.rstrip(".") or "no key" for prefix in prefixes)
         raise UserError(f"{path} holds networks under {names}: choose one with --key")
     return (averaged or named)[0]
+
+
+def _is_average(name: str) -> bool:
+    return "ema" in re.split("[._-]", name.lower())
 
 
 def _kinship(name: str, other: str) -> int:
@@ -138,7 +152,7 @@ def _take_schedule(tensors: Weights) -> list[float]:
     """Take out what a noise schedule has for each of its time steps; return the betas."""
     lengths = {x.shape for n, x in tensors.items() if SCHEDULE.search(n) and len(x) == x.numel()}
     taken = {n: tensors.pop(n) for n, x in list(tensors.items()) if x.shape in lengths}
-    return next((x.flatten().tolist() for n, x in taken.items() if n.endswith("betas")), [])
+    return next((x.flatten().tolist() for n, x in taken.items() if n.split(".")[-1] == "betas"), [])
 
 
 def _take_condition(tensors: Weights, size: int) -> Weights:
