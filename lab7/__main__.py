@@ -123,17 +123,11 @@ def sample(
     options.require_seed(seed)
     text = " ".join(labels)
     wanted = [parse_condition(text)] * count if labels else find_conditions(conditions, data)
-    summary = write_samples(
-        load_pipeline(checkpoint, device, scheduler),
-        wanted,
-        out,
-        seed=seed,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        guidance_interval=guidance_interval,
-        evaluator=Evaluator.load(evaluator, device, data),
-        denoising=None if denoising is None else parse_condition(denoising),
-    )
+    pipeline = load_pipeline(checkpoint, device, scheduler)
+    settings = pipeline.settings(steps, guidance, guidance_interval)
+    judge = Evaluator.load(evaluator, device, data)
+    row = None if denoising is None else parse_condition(denoising)
+    summary = write_samples(pipeline, wanted, out, seed, judge, denoising=row, **settings)
     top_k = summary["scores"]["top_k"]["value"]
     print(f"{len(wanted)} pictures in {out}; accuracy by the evaluator {top_k:.4f}")
 
