@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lab7 import plots
 from lab7.dataset import CONDITION_FILES, SCORED, ICLEVRDataset, named_conditions
@@ -206,7 +207,13 @@ def gather(
     (work / "code").mkdir()
     for name, parts in LISTINGS.items():
         (work / "code" / f"{name}.py").write_text(listing(*parts), encoding="utf-8")
-    facts = {
+    facts = gather_facts(records, data, handin)
+    (work / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def gather_facts(records: dict[str, Record], data: Layout, handin: HandIn | None) -> dict[str, Any]:
+    """Return what report.typ reads beside the records: what is computed from them and the data."""
+    return {
         "handin": handin.facts() if handin else None,
         "denoised": ", ".join(handin.denoised if handin else DENOISING_CONDITION),
         "records": list(records),
@@ -230,4 +237,3 @@ def gather(
         "comparisons": compare_twins(records),
         "experiments": {name: dataclasses.asdict(EXPERIMENTS[name]) for name in ORIGINALS},
     }
-    (work / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
