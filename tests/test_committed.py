@@ -8,7 +8,7 @@ from lab7.diffusion import scheduler_name
 from lab7.evaluator import WEIGHTS
 from lab7.experiments import get_experiment
 from lab7.options import ROOT
-from lab7.pipeline import GENERATOR_DIR, SETTINGS, load_pipeline
+from lab7.pipeline import GENERATOR_DIR, load_pipeline
 from lab7.records import read_record, read_records
 from report.build import README_MARKS, accuracy_table, build
 from workshop.records import file_hash
@@ -24,15 +24,14 @@ def test_records_are_of_the_committed_weights(name, weights):
 
 
 def test_settings_are_those_that_were_best_on_valid():
-    config, pipeline = get_experiment("ours").config, load_pipeline()
-    search = read_record("search-sampler")
-    chosen = search.get("chosen")
-    for name in SETTINGS:
-        assert pipeline.config[name] == getattr(config, name) == chosen[name]
-    assert scheduler_name(pipeline.scheduler) == config.scheduler == chosen["scheduler"]
-    assert search.environment["weights_sha256"] == file_hash(GENERATOR_DIR / "unet")
-    finalist = next(row for row in search.get("finals") if chosen.items() <= row.items())
-    assert finalist["passes"] <= 25 and not finalist["worse"]
+    config, pipeline, sweep = get_experiment("ours").config, load_pipeline(), read_record("sweep")
+    shipped = pipeline.config
+    assert shipped.guidance_scale == config.guidance_scale == sweep.get("best_guidance")
+    last = pipeline.scheduler.config.num_train_timesteps - 1
+    assert shipped.guidance_interval == (config.guidance_interval or [0, last])
+    assert shipped.num_inference_steps == config.num_inference_steps <= 25
+    best = max(sweep.get("schedulers"), key=lambda row: row["top_k"]["value"])
+    assert scheduler_name(pipeline.scheduler) == config.scheduler == best["scheduler"]
 
 
 def test_weights_and_scores_meet_their_goals():

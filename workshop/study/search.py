@@ -73,6 +73,8 @@ YARDSTICK = _vary(scheduler="ddpm", num_inference_steps=1000, guidance_interval=
 CANDIDATES = (
     FORMER,
     *(_vary(num_inference_steps=count) for count in (20, 18, 16)),
+    *(_vary(num_inference_steps=count, guidance_interval=(600, 950)) for count in (20, 18)),
+    _vary(num_inference_steps=20, guidance_interval=(700, 950)),
     *(_vary(num_inference_steps=count, timestep_shift=2.0) for count in (14, 12)),
 )
 Row = dict[str, Any]  # what one candidate scored
