@@ -290,6 +290,45 @@ def examine(
         print(f"{name:12s}  {row['num_pictures']:5d} pictures  {'  '.join(figures)}")
 
 
+def ceiling(
+    repetitions: int = 8,
+    evaluator: options.Weights = None,
+    data: options.Data = None,
+    record: str = "ceiling",
+    results: options.Results = options.RESULTS,
+    workers: int | None = None,
+    device: options.Device = None,
+) -> None:
+    """Render the conditions of all sets, and score the renders as a generator's pictures are.
+
+    What they score is the most that can be asked of a generator.
+
+    Args:
+        repetitions: Renders of each condition.
+        record: Name of the record.
+        workers: Processes that render; by default one for each processor.
+    """
+    from lab7.auditor import Auditor
+    from lab7.dataset import CONDITION_FILES, ICLEVRDataset, named_conditions
+    from lab7.evaluator import Evaluator
+    from lab7.files import require_name
+    from lab7.scoring import score_table
+    from workshop.judges.ceiling import record_ceiling
+
+    require_name(record)  # before anything is rendered
+    found = record_ceiling(
+        {name: named_conditions(name, data) for name in CONDITION_FILES},
+        Evaluator.load(evaluator, device, data),
+        Auditor.load(device=device),
+        ICLEVRDataset(data),
+        repetitions,
+        workers,
+        record,
+        results,
+    )
+    print(score_table(found))
+
+
 def report(
     output: Path = ROOT / "build" / "report",
     results: options.Results = options.RESULTS,
@@ -435,4 +474,5 @@ COMMANDS = (
     train_evaluator,
     train_auditor,
     examine,
+    ceiling,
 )
