@@ -1,14 +1,20 @@
 """The benchmarks run and print a ratio."""
 
+import pytest
 import torch
 
+from lab7.records import read_record
 from workshop.benchmarks import loading, sampling, training
 
 
-def test_sampling_prints_a_ratio(capsys):
-    sampling.main(1, 1, "cpu")
+def test_sampling_prints_a_ratio_and_records_what_it_is_of(capsys, tmp_path):
+    sampling.main(1, 1, "cpu", "sampling", tmp_path)
     last = capsys.readouterr().out.splitlines()[-1].split()
     assert last[0] == "ratio" and float(last[1]) > 1
+    record = read_record("sampling", tmp_path)
+    ours, original = (record.get(f"{name}.seconds_a_picture") for name in ("ours", "original"))
+    assert original / ours == pytest.approx(float(last[1]), abs=0.1)
+    assert record.get("settings.num_inference_steps") and record.environment["machine"]
 
 
 def test_loading_prints_memory_and_a_ratio(capsys):

@@ -6,6 +6,7 @@ steps are timed, alternating with ours, and scaled to 1000; untrained weights ta
 
 import statistics
 import time
+from pathlib import Path
 
 import tyro
 from diffusers import DDPMScheduler
@@ -14,19 +15,28 @@ from lab7.devices import choose_device
 from lab7.experiments import get_experiment
 from lab7.labels import LABELS, encode
 from lab7.model import ConditionalUNet
+from lab7.options import RESULTS
 from lab7.pipeline import ConditionalDDPMPipeline, load_pipeline
-from lab7.records import describe_machine
+from lab7.records import describe_machine, write_record
 
 TIMED_STEPS = 4
 
 
-def main(pictures: int = 16, rounds: int = 3, device: str | None = None) -> None:
+def main(
+    pictures: int = 16,
+    rounds: int = 3,
+    device: str | None = None,
+    record: str | None = None,
+    results: Path = RESULTS,
+) -> None:
     """Time both and print pictures a second and their ratio.
 
     Args:
         pictures: Pictures drawn at once.
         rounds: How often each is timed; the median counts.
         device: cuda, mps or cpu; by default the best there is.
+        record: Name of a record to write; the report reads "sampling".
+        results: Folder of the records.
     """
     device = choose_device(device)
     config = get_experiment("original-baseline").config
@@ -48,6 +58,10 @@ def main(pictures: int = 16, rounds: int = 3, device: str | None = None) -> None
         f"{config.num_inference_steps} DDPM steps, scaled from {TIMED_STEPS}"
     )
     print(f"ratio     {medians['original'] / medians['ours']:9.1f}")
+    if record is not None:
+        config = {"pictures": pictures, "rounds": rounds, "timed_steps": TIMED_STEPS}
+        each = {name: {"seconds_a_picture": time / pictures} for name, time in medians.items()}
+        write_record(record, config, each | {"device": str(device), "settings": settings}, results)
 
 
 def draw(pipeline: ConditionalDDPMPipeline, cond, num_inference_steps: int | None = None) -> float:
