@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lab7.auditor import Auditor
 from lab7.dataset import ICLEVRDataset
 from lab7.evaluator import Evaluator
+from lab7.plots import split_grid
 from lab7.records import read_record
 from workshop.judges.ceiling import compress, record_ceiling, render_conditions
 
@@ -30,6 +32,8 @@ def test_renders_show_their_conditions_and_score_so(tmp_path, embedded_root):
     assert verdicts["counted"] == [[1], [10, 23]] * 2, "the auditor sees what was asked for"
     assert record.get("test.scores.top_k.value") == found["test"]["scores"].top_k.value == 1
     assert record.get("test.repetitions") == 2 and record.environment["weights_sha256"]
+    with Image.open(tmp_path / "ceiling" / "test.png") as sheet:
+        assert len(split_grid(sheet)) >= len(CONDITIONS)
 
 
 def test_renders_are_new_each_time_and_the_same_when_repeated():

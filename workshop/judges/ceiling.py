@@ -3,6 +3,7 @@
 import multiprocessing
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lab7.auditor import Auditor
-from lab7.dataset import STEPS, ICLEVRDataset, decode_pack
+from lab7.dataset import SCORED, STEPS, ICLEVRDataset, decode_pack, to_float
 from lab7.evaluator import Evaluator
-from lab7.files import require_writable
+from lab7.files import require_writable, write_atomically
 from lab7.records import RESULTS_DIR, write_record
+from lab7.sampling import to_grid
 from lab7.scoring import Conditions, RealPictures, judge_pictures
 from workshop.standin.packing import write_pack
 from workshop.standin.scenes import ScenePlan, render_scene
@@ -33,6 +35,8 @@ def record_ceiling(
 ) -> dict[str, Any]:
     """Render every condition several times, have the pictures judged, and write a record.
 
+    As that of a generator, the record gets the grids of `test` and `new_test`, first repetition.
+
     Args:
         sets: Conditions, by the name of their set.
         evaluator: The course's or this project's.
@@ -48,13 +52,17 @@ def record_ceiling(
     """
     require_writable(Path(results_root) / run_name)
     real = RealPictures(auditor, dataset)
-    found = {}
+    found, sheets = {}, {}
     for name, conditions in sets.items():
         images = render_conditions(name, conditions, repetitions, workers)
         judged = judge_pictures(images, conditions, evaluator, auditor, real)
         found[name] = {"repetitions": repetitions} | judged
+        if name in SCORED:
+            sheets[name] = to_grid(to_float(images[: len(conditions)]))
     config = {"repetitions": repetitions}
-    write_record(run_name, config, found, results_root, weights=evaluator.path)
+    folder = write_record(run_name, config, found, results_root, weights=evaluator.path)
+    for name, sheet in sheets.items():
+        write_atomically(folder / f"{name}.png", partial(sheet.save, format="PNG"))
     return found
 
 
