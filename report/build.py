@@ -1,38 +1,47 @@
 """Builds report.pdf and report.html from the records of the experiments.
 
-The text is report.typ. What it says about results it reads from the records, about the data from
-facts.json, which is counted here; the figures are drawn in figures.py from the same records. The
-same records give the same bytes.
+The text is report.typ and its chapters. What it says about results it reads from the records, about
+the rest from facts.json, see facts.py; the figures are drawn in figures.py from the same records.
+The same records give the same bytes.
 """
 
 import dataclasses
 import json
 import shutil
 import tempfile
-from collections import Counter
-from itertools import combinations
+from collections.abc import Sequence
 from pathlib import Path
 
 from lab7 import plots
-from lab7.dataset import CONDITION_FILES, SCORED, named_conditions
+from lab7.dataset import CONDITION_FILES, SCORED, ICLEVRDataset, named_conditions
 from lab7.errors import UserError, user_files
 from lab7.estimates import Estimate
-from lab7.experiments import EXPERIMENTS, ORIGINALS, TWINS
+from lab7.experiments import EXPERIMENTS, ORIGINALS
 from lab7.files import read_json, require_place, write_atomically
-from lab7.labels import LABELS
 from lab7.layouts import DATA_DIR, Layout, Root, find_layout
+from lab7.options import ROOT
 from lab7.records import (
     RESULTS_DIR,
     Record,
-    comparable,
     original_scores,
     published,
     read_record,
     read_records,
 )
 from lab7.sampling import DENOISING_CONDITION
-from lab7.scoring import paired_table
-from report.figures import EPSILON, TRIALS, draw_figures, judge_results
+from report.facts import (
+    LISTINGS,
+    TRIALS,
+    compare_twins,
+    costs,
+    count_conditions,
+    count_pictures,
+    failures,
+    listing,
+    passes,
+    signal,
+)
+from report.figures import draw_figures, judge_results
 from report.handin import HandIn
 from report.printing import needs_system_fonts, typeset, unpack_font
 
@@ -111,16 +120,6 @@ def find_data(data: Root, course: bool) -> Layout:
     return layout
 
 
-def compare_twins(records: dict[str, Record]) -> list[dict]:
-    """Compare each twin with the baseline, and each target with the other, over `new_test`."""
-    twins, _ = comparable({name: records[name] for name in TRIALS if name in records}, "new_test")
-    pairs = [(name, TWINS[0]) for name in TWINS[1:]]
-    pairs += [(name.removesuffix("-epsilon"), name) for name in EPSILON]
-    pairs = [pair for pair in pairs if all(name in twins for name in pair)]
-    found = paired_table(twins, pairs, "new_test")
-    return [{"a": a, "b": b, **dataclasses.asdict(found[a, b])} for a, b in pairs]
-
-
 def write_readme(records: dict[str, Record], readme: Path) -> None:
     """Put the table of accuracies between the marks of a README."""
     begin, end = README_MARKS
@@ -132,34 +131,56 @@ def write_readme(records: dict[str, Record], readme: Path) -> None:
 
 def accuracy_table(records: dict[str, Record]) -> str:
     """Write the accuracies of this model and of others as Markdown, with how they came about."""
-    ours, other = records["ours"], published()["peers"]["best_unguided"]
-    peer = {split: Estimate(other[split], None, None) for split in SCORED}
-    best = max(original_scores().values(), key=lambda row: sum(row[x].value for x in SCORED))
+    ours, others = records["ours"], published()["peers"]
+    own = not all(ours.get("course").values())
     splits = (*SCORED, "unseen")
-    rows = [
-        ["**this model**", *(plots.interval_text(ours.get(f"{x}.scores.top_k")) for x in splits)]
-    ]
-    for name, row in {
+    best = max(original_scores().values(), key=lambda row: sum(row[x].value for x in SCORED))
+    peer = {split: Estimate(others["best_unguided"][split], None, None) for split in SCORED}
+    rows = {
+        f"**this model**{', on the stand-in' if own else ''}": _top_k(ours, splits),
         "original report, best of its experiments": best,
         "best public repository without the evaluator's help": peer,
-    }.items():
-        rows.append([name, *(plots.interval_text(row[x]) if x in row else "–" for x in splits)])
-    header = ["accuracy", "`test`", "`new_test`", "`unseen`: triples never trained on"]
+    }
+    if "ceiling" in records:
+        rows["ceiling of the stand-in: renders of the same conditions"] = _top_k(
+            records["ceiling"], splits
+        )
+    ceiling = f"{others['evaluator_on_real']['top_k']:.3f}"
+    header = ["top-k accuracy", "`test`", "`new_test`", "`unseen`: triples never trained on"]
+    table = [
+        [name, *(plots.interval_text(row[x]) if x in row else "–" for x in splits)]
+        for name, row in rows.items()
+    ]
+    table.append(
+        ["ceiling of the course: real pictures, one figure for all", ceiling, ceiling, "–"]
+    )
+    return f"{plots.table(header, table)}\n\n{_accuracy_note(ours, own)}"
+
+
+def _top_k(record: Record, splits: Sequence[str]) -> dict[str, dict]:
+    return {split: record.get(f"{split}.scores.top_k") for split in splits}
+
+
+def _accuracy_note(ours: Record, own: bool) -> str:
+    """Say what the figures of the table are of."""
     minutes = ours.get("training.seconds") / 60
     spent = f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
     exact = [ours.get(f"{name}.audit.exact_scene.value") for name in SCORED]
-    note = (
-        f"This model has {ours.get('training.parameters') / 1e6:.1f} million parameters and was "
-        f"trained for {spent} on {ours.get('training.machine')}. Its pictures, "
-        f"{ours.get('test.repetitions')} of each condition, none chosen, took "
-        f"{ours.get('test.num_inference_steps')} steps each; in brackets 95 % intervals. The other "
-        "rows are as published: another evaluator, the course's conditions, one draw, with the "
-        "interval of as many independent objects. Counted by "
-        "the independent auditor, "
-        f"{exact[0]:.1%} and {exact[1]:.1%} of the pictures for `test` and `new_test` show exactly "
-        "the objects asked for, each once, and nothing else."
+    ground = (
+        "The rows of this model and of the stand-in are of **rendered pictures, condition files of "
+        "our own and our own evaluator**; the others are as published, of the course's pictures, "
+        "conditions and evaluator, one draw, with the interval of as many independent objects. "
+        "They can be set beside each other, not subtracted. "
     )
-    return plots.table(header, rows) + f"\n\n{note}"
+    million = ours.get("training.parameters") / 1e6
+    return (
+        f"{ground if own else ''}This model has {million:.1f} million parameters and was trained "
+        f"for {spent} on {ours.get('training.machine')}. Its pictures, "
+        f"{ours.get('test.repetitions')} of each condition, none chosen, took "
+        f"{ours.get('test.num_inference_steps')} steps each; in brackets 95 % intervals. Counted "
+        f"by the independent auditor, {exact[0]:.1%} and {exact[1]:.1%} of the pictures for `test` "
+        "and `new_test` show exactly the objects asked for, each once, and nothing else."
+    )
 
 
 def gather(
@@ -173,11 +194,16 @@ def gather(
     unpack_font(work / "fonts")
     for name in ("report.typ", "references.yml"):
         shutil.copy(HERE / name, work)
+    shutil.copytree(HERE / "chapters", work / "chapters")
+    shutil.copy(ROOT / "CITATION.cff", work / "citation.yml")
     for name in records:
         (work / "results" / name).mkdir(parents=True)
         source = judge_results(name, results) / name
         for file in ("config.json", "metrics.json"):
             shutil.copy(source / file, work / "results" / name)
+    (work / "code").mkdir()
+    for name, parts in LISTINGS.items():
+        (work / "code" / f"{name}.py").write_text(listing(*parts), encoding="utf-8")
     facts = {
         "handin": handin.facts() if handin else None,
         "denoised": ", ".join(handin.denoised if handin else DENOISING_CONDITION),
@@ -189,6 +215,11 @@ def gather(
         },
         "training_set": count_pictures(list(read_json(data.labels / "train.json").values())),
         "sets": {name: count_conditions(named_conditions(name, data)) for name in CONDITION_FILES},
+        "signal": signal(ICLEVRDataset(data).images),
+        "failures": failures(records["ours"]),
+        "costs": costs(records),
+        "passes": passes(records["ours"].get("test")),
+        "trials": TRIALS,
         "twins": [
             {"name": name, **dataclasses.asdict(EXPERIMENTS[name])}
             for name in TRIALS
@@ -198,27 +229,3 @@ def gather(
         "experiments": {name: dataclasses.asdict(EXPERIMENTS[name]) for name in ORIGINALS},
     }
     (work / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
-
-
-def count_pictures(labels: list[list[str]]) -> dict:
-    """Count pictures by label, and the sets of labels that they show."""
-    by_label = Counter(label for row in labels for label in row)
-    shown = {frozenset(row) for row in labels}
-    possible = {k: [frozenset(c) for c in combinations(LABELS, k)] for k in (1, 2, 3)}
-    return {
-        "pictures": len(labels),
-        "fewest_of_a_label": min(by_label[label] for label in LABELS),
-        "most_of_a_label": max(by_label[label] for label in LABELS),
-        "sets": {k: len(sets) for k, sets in possible.items()},
-        "sets_shown": {k: sum(s in shown for s in sets) for k, sets in possible.items()},
-    }
-
-
-def count_conditions(conditions: list[tuple[str, ...]]) -> dict:
-    """Count conditions and objects of a condition file."""
-    by_count = Counter(map(len, conditions))
-    return {
-        "conditions": len(conditions),
-        "objects": sum(map(len, conditions)),
-        "by_count": {count: by_count[count] for count in sorted(by_count)},
-    }

@@ -1,26 +1,27 @@
 """The figures of the report, drawn from the records."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from diffusers import DDPMScheduler
+from matplotlib.ticker import EngFormatter
 from PIL import Image
 
 from lab7 import plots
 from lab7.dataset import SCORED, STEPS, ICLEVRDataset, named_conditions
 from lab7.estimates import Estimate
-from lab7.experiments import EXPERIMENTS, ORIGINALS, TWINS
+from lab7.experiments import EXPERIMENTS, ORIGINALS
 from lab7.layouts import Layout
 from lab7.records import RESULTS_DIR, Record, original_scores, published, read_log
 from lab7.scoring import label_names
 from lab7.training import SAMPLED
-from report.handin import HandIn, draw_denoising
+from report.facts import SCHEDULES, TRIALS, audit_by_count, failures, pool
+from report.handin import HandIn
 from workshop.judges import plots as judge_plots
 
-EPSILON = ("twin-baseline-epsilon", "twin-cosine-epsilon")
-TRIALS = (*TWINS, *EPSILON)  # the small experiments, in the order of their table
-SCENES_SHOWN, EXAMPLES = 8, 8
+SCENES_SHOWN, EXAMPLES, FRAMES_A_ROW = 8, 8, 5
 Condition = Sequence[str]
 
 
@@ -45,10 +46,14 @@ def draw_figures(
             "changes.svg": judge_plots.changed_pictures(judges.get("changes")),
             "fooled.svg": judge_plots.fooled_judges(judges.get("fooled")),
         }
+    if "ceiling" in records:
+        charts["beside.webp"] = draw_beside(records, results, data)
     frames = plots.split_grid(read_picture(results / "ours" / "denoising.png"))
     charts |= {
-        "denoising.webp": draw_denoising(frames),
-        "training.svg": plots.training_curve(read_log(results / "ours" / "log.jsonl")),
+        "denoising.webp": plots.picture_grid(frames, columns=FRAMES_A_ROW),
+        "training.svg": draw_loss(read_log(results / "ours" / "log.jsonl")),
+        "by_objects.svg": draw_by_objects(records),
+        "missed.svg": draw_missed(failures(ours)),
         "sweep.svg": plots.sweep_curves({key: sweep.get(key) for key in ("guidance", "steps")}),
         "accuracy.svg": draw_accuracy(records),
         **draw_twins(records, results),
@@ -119,29 +124,91 @@ def draw_twins(records: dict[str, Record], results: Path) -> dict[str, plots.Cha
 
 
 def draw_accuracy(records: dict[str, Record]) -> plots.Chart:
-    """Compare what was measured here with what others report."""
-    names = {"ours": "this model"} | {name: name.replace("-", ": ", 1) for name in ORIGINALS}
+    """Compare what was measured here with what others report, and both with their ceilings."""
+    names = {"ours": "this model", "ceiling": "renders of the same conditions"}
+    names |= {name: name.replace("-", ": ", 1) for name in ORIGINALS}
     measured = {
         label: {split: records[name].get(f"{split}.scores.top_k") for split in SCORED}
         for name, label in names.items()
         if name in records
     }
     figures = {names[name]: row for name, row in original_scores().items()}
-    peers = {"best_unguided": "peers: best", "best_guided": "peers: evaluator guides"}
-    for key, label in peers.items():
-        row = published()["peers"][key]
-        figures[label] = {split: Estimate(row[split], None, None) for split in SCORED}
-    return plots.accuracy_dots({"measured here": measured, "published": figures})
+    peers, ceilings = published()["peers"], {}
+    for key, label in {"best_unguided": "peers: best", "best_guided": "evaluator guides"}.items():
+        figures[label] = {split: Estimate(peers[key][split], None, None) for split in SCORED}
+    if "evaluator" in records:
+        found = records["evaluator"].get("test.top_k")
+        measured["renders of 1–5 objects"] = dict.fromkeys(SCORED, found)
+        ceilings[plots.BLUE] = found["value"]
+    ceilings[plots.ORANGE] = peers["evaluator_on_real"]["top_k"]
+    real = Estimate(ceilings[plots.ORANGE], None, None)
+    figures["real pictures"] = dict.fromkeys(SCORED, real)
+    course = records["ours"].get("course")
+    own = " (rendered stand-in, own evaluator)" if not all(course.values()) else ""
+    here, there = f"here{own}", "published (the course's data and evaluator)"
+    chart = plots.accuracy_dots({here: measured, there: figures})
+    for axes in chart.axes:
+        for color, value in ceilings.items():
+            axes.axvline(value, color=color, linewidth=1, linestyle=":", zorder=0)
+    return chart
 
 
 def draw_schedules() -> plots.Chart:
     """Compare the noise schedules of the experiments."""
-    noise = {"linear": "original-baseline", "cosine": "ours"}
     return plots.noise_schedules(
         {
             label: DDPMScheduler(**EXPERIMENTS[name].config.noise).alphas_cumprod
-            for label, name in noise.items()
+            for label, name in SCHEDULES.items()
         }
+    )
+
+
+@plots.styled
+def draw_loss(log: Sequence[Mapping[str, float]]) -> plots.Chart:
+    """Show the loss of a training over the pictures seen."""
+    chart, (axes,) = plots.make_panels(2.1)
+    axes.plot([row["images"] for row in log], [row["loss"] for row in log], marker="")
+    axes.set(xlabel="pictures seen", ylabel="mean squared error", yscale="log")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in "25" else "")
+    return chart
+
+
+@plots.styled
+def draw_by_objects(records: dict[str, Record]) -> plots.Chart:
+    """Show the share of exact scenes by the number of objects asked for, drawn and rendered."""
+    names = {"drawn by this model": "ours", "renders": "ceiling"}
+    names = {label: name for label, name in names.items() if name in records}
+    chart, (axes,) = plots.make_panels(2.2)
+    for place, (label, name) in enumerate(names.items()):
+        audits = audit_by_count(pool(records[name]))
+        aside = 0.1 * (place - (len(names) - 1) / 2)
+        at = [count + aside for count in audits]
+        plots.draw_estimates(axes, at, [row["exact_scene"] for row in audits.values()], label)
+    axes.set(xlabel="objects asked for", ylabel="exact scene", ylim=(0, 1.03))
+    axes.set_xticks(list(audits))
+    chart.legend_below()
+    return chart
+
+
+def draw_missed(failures: Mapping[str, Any]) -> plots.Chart:
+    """Show how often each label is missed, in per cent; one that was not asked for is left out."""
+    shares = {
+        label: 100 * row["missed"] / row["asked"] if row["asked"] else None
+        for label, row in failures["by_label"].items()
+    }
+    return plots.label_heatmap(shares, "{:.1f}")
+
+
+def draw_beside(records: dict[str, Record], results: Path, data: Layout) -> plots.Chart:
+    """Show renders of the first conditions of `new_test` above drawn pictures of the same."""
+    conditions, rows = named_conditions("new_test", data)[:EXAMPLES], ("ceiling", "ours")
+    sheets = [plots.split_grid(read_picture(results / x / "new_test.png")) for x in rows]
+    counted = [counted_labels(records[name], "new_test")[:EXAMPLES] for name in rows]
+    pictures = np.concatenate([sheet[: len(conditions)] for sheet in sheets])
+    return plots.picture_grid(
+        pictures, [*conditions] * len(rows), sum(counted, []), columns=len(conditions)
     )
 
 

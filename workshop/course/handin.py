@@ -26,8 +26,8 @@ from workshop.records import file_hash
 SOURCE = (
     "lab7/*.*", "notebooks/*.png", "workshop/**/*.py", "docs/*.md",
     "notebooks/*.ipynb", "notebooks/*.py",
-    "report/**/*.py", "report/report.typ", "report/references.yml", "tests/*.py", "Makefile",
-    "README.md", "LICENSE", "pyproject.toml", "requirements*.txt",
+    "report/**/*.py", "report/**/*.typ", "report/references.yml", "tests/*.py", "Makefile",
+    "CITATION.cff", "README.md", "LICENSE", "pyproject.toml", "requirements*.txt",
 )  # fmt: skip
 LEAST_FRAMES = 8  # pictures in the denoising row, at least
 
