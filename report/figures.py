@@ -134,7 +134,7 @@ def draw_accuracy(records: dict[str, Record]) -> plots.Chart:
     }
     figures = {names[name]: row for name, row in original_scores().items()}
     peers, ceilings = published()["peers"], {}
-    for key, label in {"best_unguided": "peers: best", "best_guided": "evaluator guides"}.items():
+    for key, label in {"best_unguided": "peers: best", "best_guided": "peers: guided"}.items():
         figures[label] = {split: Estimate(peers[key][split], None, None) for split in SCORED}
     if "evaluator" in records:
         found = records["evaluator"].get("test.top_k")
