@@ -43,7 +43,7 @@ from report.facts import (
 )
 from report.figures import draw_figures, judge_results
 from report.handin import HandIn
-from report.printing import needs_system_fonts, typeset, unpack_font
+from report.printing import embed_font, needs_system_fonts, typeset, unpack_font
 
 HERE = Path(__file__).resolve().parent
 NEEDED = ("ours", "sweep")  # and those of the judges, see `judge_records`; others are optional
@@ -195,6 +195,8 @@ def gather(
     for name in ("report.typ", "references.yml"):
         shutil.copy(HERE / name, work)
     shutil.copytree(HERE / "chapters", work / "chapters")
+    abstract = (HERE / "chapters" / "front.typ").read_text(encoding="utf-8")
+    embed_font(abstract + (handin.student if handin else ""), work / "fonts")
     shutil.copy(ROOT / "CITATION.cff", work / "citation.yml")
     for name in records:
         (work / "results" / name).mkdir(parents=True)

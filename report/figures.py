@@ -205,7 +205,7 @@ def draw_beside(records: dict[str, Record], results: Path, data: Layout) -> plot
     """Show renders of the first conditions of `new_test` above drawn pictures of the same."""
     conditions, rows = named_conditions("new_test", data)[:EXAMPLES], ("ceiling", "ours")
     sheets = [plots.split_grid(read_picture(results / x / "new_test.png")) for x in rows]
-    counted = [counted_labels(records[name], "new_test")[:EXAMPLES] for name in rows]
+    counted = [counted_labels(records[name], "new_test")[: len(conditions)] for name in rows]
     pictures = np.concatenate([sheet[: len(conditions)] for sheet in sheets])
     return plots.picture_grid(
         pictures, [*conditions] * len(rows), sum(counted, []), columns=len(conditions)

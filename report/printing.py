@@ -4,22 +4,46 @@ Those are the ones that come with typst, and for Chinese a subset of Noto Serif 
 machine are looked at for rarer characters of a name only.
 """
 
+import base64
+import io
 import lzma
 import tempfile
 from pathlib import Path
 
 import typst
+from fontTools import subset
 
 from lab7.errors import UserError
 
 FONT = Path(__file__).with_name("fonts") / "NotoSerifTC.otf.xz"  # made by fonts/subset.py
+FONT_FILE, FAMILY = "NotoSerifTC.otf", "Noto Serif CJK TC"
 _IN_NO_FONT = "\U0010fffd"
 
 
 def unpack_font(folder: Path) -> None:
     """Write the font of Chinese characters into a folder for typst."""
     folder.mkdir(exist_ok=True)
-    (folder / "NotoSerifTC.otf").write_bytes(lzma.decompress(FONT.read_bytes()))
+    (folder / FONT_FILE).write_bytes(lzma.decompress(FONT.read_bytes()))
+
+
+def embed_font(text: str, folder: Path) -> None:
+    """Write chinese.css, which brings a page the Chinese characters of a text, into a folder.
+
+    Args:
+        text: Other characters in it are left to the reader's own fonts.
+        folder: Holds the font, see `unpack_font`.
+    """
+    options = subset.Options(layout_features=[], hinting=False)
+    font = subset.load_font(str(folder / FONT_FILE), options)
+    cutter = subset.Subsetter(options)
+    cutter.populate(unicodes=[ord(character) for character in text if ord(character) > 0x2E7F])
+    cutter.subset(font)
+    content = io.BytesIO()
+    font.save(content)
+    data = base64.b64encode(content.getvalue()).decode()
+    source = f"url(data:font/otf;base64,{data})"
+    rule = f"@font-face {{ font-family: '{FAMILY}'; src: {source}; unicode-range: U+2E80-FFFF; }}"
+    (folder / "chinese.css").write_text(rule + "\n", encoding="utf-8")
 
 
 def needs_system_fonts(text: str) -> bool:

@@ -1,5 +1,7 @@
+import base64
 import datetime
 import html
+import io
 import json
 import re
 import shutil
@@ -9,6 +11,7 @@ import pytest
 import torch
 import yaml
 from conftest import SCENES, scene_pictures, write_label_files
+from fontTools.ttLib import TTFont
 from PIL import Image
 
 import lab7
@@ -358,6 +361,10 @@ def test_abstract_stands_in_chinese_too_in_the_font_of_the_project(report, resul
         assert "{value:.3f}（{low:.3f}–{high:.3f}）".format(**estimate) in text
     printing.unpack_font(tmp_path)
     assert printing.missing_characters(text, tmp_path, system_fonts=False) == []
+    embedded = re.search(r"url\(data:font/otf;base64,([^)]*)\)", page)[1]
+    font = TTFont(io.BytesIO(base64.b64decode(embedded)))
+    chinese = {ord(character) for character in text if ord(character) > 0x2E7F}
+    assert chinese <= set(font.getBestCmap()) and len(embedded) < 200_000
     assert b"NotoSerifCJKtc" in (report / "report.pdf").read_bytes()
 
 
