@@ -311,9 +311,9 @@ def ceiling(
     from lab7.auditor import Auditor
     from lab7.dataset import CONDITION_FILES, ICLEVRDataset, named_conditions
     from lab7.evaluator import Evaluator
-    from lab7.files import require_name
-    from lab7.scoring import score_table
     from workshop.judges.ceiling import record_ceiling
+    from workshop.records import require_name
+    from workshop.study.evaluation import score_table
 
     require_name(record)  # before anything is rendered
     found = record_ceiling(

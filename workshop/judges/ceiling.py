@@ -16,9 +16,11 @@ from lab7.auditor import Auditor
 from lab7.dataset import SCORED, STEPS, ICLEVRDataset, decode_pack, to_float
 from lab7.evaluator import Evaluator
 from lab7.files import require_writable, write_atomically
-from lab7.records import RESULTS_DIR, write_record
+from lab7.records import RESULTS_DIR
 from lab7.sampling import to_grid
-from lab7.scoring import Conditions, RealPictures, judge_pictures
+from lab7.scoring import Conditions, judge_pictures
+from workshop.judges.fidelity import RealPictures, describe
+from workshop.records import write_record
 from workshop.standin.packing import write_pack
 from workshop.standin.scenes import ScenePlan, render_scene
 
@@ -48,15 +50,15 @@ def record_ceiling(
         results_root: Folder of the records.
 
     Returns:
-        By set, what `judge_pictures` returned.
+        By set, what `describe` returned, as of a generator's pictures.
     """
     require_writable(Path(results_root) / run_name)
     real = RealPictures(auditor, dataset)
     found, sheets = {}, {}
     for name, conditions in sets.items():
         images = render_conditions(name, conditions, repetitions, workers)
-        judged = judge_pictures(images, conditions, evaluator, auditor, real)
-        found[name] = {"repetitions": repetitions} | judged
+        judged = judge_pictures(images, conditions, evaluator, auditor)
+        found[name] = {"repetitions": repetitions} | describe(judged, images, real)
         if name in SCORED:
             sheets[name] = to_grid(to_float(images[: len(conditions)]))
     config = {"repetitions": repetitions}
