@@ -50,15 +50,15 @@ def record_ceiling(
         results_root: Folder of the records.
 
     Returns:
-        By set, what `judge_pictures` returned.
+        By set, what `describe` returned, as of a generator's pictures.
     """
     require_writable(Path(results_root) / run_name)
     real = RealPictures(auditor, dataset)
     found, sheets = {}, {}
     for name, conditions in sets.items():
         images = render_conditions(name, conditions, repetitions, workers)
-        judged = describe(judge_pictures(images, conditions, evaluator, auditor), images, real)
-        found[name] = {"repetitions": repetitions} | judged
+        judged = judge_pictures(images, conditions, evaluator, auditor)
+        found[name] = {"repetitions": repetitions} | describe(judged, images, real)
         if name in SCORED:
             sheets[name] = to_grid(to_float(images[: len(conditions)]))
     config = {"repetitions": repetitions}
