@@ -349,6 +349,10 @@ def test_each_place_beside_published_figures_says_what_ours_are_of(report, resul
     assert "| **this model**, on the stand-in |" in table and "| 0.972 |" in table
     assert "rendered pictures, condition files of our own and our own evaluator" in table
     assert "| ceiling of the stand-in: renders of the same conditions |" in table
+    assert (
+        "| ceiling of our evaluator: renders of one to five objects | {:.3f} (".format(own["value"])
+        in table
+    )
 
 
 def test_abstract_stands_in_chinese_too_in_the_font_of_the_project(report, results, tmp_path):
