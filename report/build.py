@@ -235,7 +235,8 @@ def gather_facts(records: dict[str, Record], data: Layout, handin: HandIn | None
         "passes": passes(records["ours"].get("test")),
         "trials": TRIALS,
         "twins": [
-            {"name": name, **dataclasses.asdict(EXPERIMENTS[name])}
+            dataclasses.asdict(EXPERIMENTS[name])
+            | {"name": name, "precision": records[name].get("training").get("precision")}
             for name in TRIALS
             if name in records
         ],
