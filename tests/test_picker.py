@@ -595,4 +595,5 @@ def test_a_reader_without_a_kernel_gets_the_screenshot(make_picker, monkeypatch)
 
 
 def test_the_screenshot_is_small():
-    assert SCREENSHOT.stat().st_size <= 150_000
+    # In bytes; lossless, as a palette spoils the pictures in it.
+    assert SCREENSHOT.stat().st_size <= 400_000
