@@ -398,16 +398,21 @@ def test_report_shows_the_code_as_it_is(report):
 
 
 def test_twins_are_shown_and_compared_as_far_as_they_were_run(results, data, tmp_path):
-    twins = {"twin-baseline": 0.1, "twin-cosine": 0.02}
-    pages = {}
-    for count in (1, 2):
-        root = tmp_path / f"results{count}"
-        shutil.copytree(results, root)
-        for name, errors in list(twins.items())[:count]:
-            write_twin(root, name, data, errors, pictures, pictures(10))
-        report_build.build(tmp_path / "built", root, data)
-        page = (tmp_path / "built" / "report.html").read_text("utf-8")
-        pages[count] = html.unescape(re.sub(r"</?(code|span)[^>]*>", "", page))
+    root, pages = tmp_path / "results", {}
+    shutil.copytree(results, root)
+    write_twin(root, "twin-baseline", data, 0.1, pictures, pictures(10))
+    alone = report_build.read_records(root)
+    write_twin(root, "twin-cosine", data, 0.02, pictures, pictures(10))
+    report_build.build(tmp_path / "built", root, data)
+    work = tmp_path / "work"
+    shutil.copytree(tmp_path / "built" / "figures", work / "figures")
+    report_build.gather(alone, root, find_layout(data), work)
+    texts = (
+        printing.typeset(work, "html").decode(),
+        (tmp_path / "built/report.html").read_text("utf-8"),
+    )
+    for count, text in enumerate(texts, 1):
+        pages[count] = html.unescape(re.sub(r"</?(code|span)[^>]*>", "", text))
     assert "Not run yet: twin-channels, twin-one-layer, twin-half-channels, twin" in pages[1]
     assert "None of the original report’s four questions" in pages[1]
     assert "None of the original report’s four questions" not in pages[2]
