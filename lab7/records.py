@@ -9,6 +9,7 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
@@ -163,6 +164,17 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
         except ValueError as error:
             raise UserError(f"{path}, line {number} is not JSON: {error}") from None
     return rows
+
+
+def count_passes(drawn: Mapping[str, Any]) -> int:
+    """Return how many passes of the network a picture takes: two for each step with guidance.
+
+    Args:
+        drawn: What `draw_and_judge` returned, for instance "test" of a record.
+    """
+    low, high = drawn.get("guidance_interval") or (0, math.inf)  # old records have none
+    guided = drawn["guidance_scale"] != 1
+    return sum(1 + (guided and low <= t <= high) for t in drawn["timesteps"])
 
 
 def published() -> dict[str, Any]:

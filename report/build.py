@@ -24,6 +24,7 @@ from lab7.options import ROOT
 from lab7.records import (
     RESULTS_DIR,
     Record,
+    count_passes,
     original_scores,
     published,
     read_record,
@@ -39,7 +40,6 @@ from report.facts import (
     count_pictures,
     failures,
     listing,
-    passes,
     signal,
 )
 from report.figures import draw_figures, judge_results
@@ -232,7 +232,7 @@ def gather_facts(records: dict[str, Record], data: Layout, handin: HandIn | None
         "signal": signal(ICLEVRDataset(data).images),
         "failures": failures(records["ours"]),
         "costs": costs(records),
-        "passes": passes(records["ours"].get("test")),
+        "passes": count_passes(records["ours"].get("test")),
         "trials": TRIALS,
         "twins": [
             dataclasses.asdict(EXPERIMENTS[name])

@@ -95,14 +95,6 @@ def costs(records: dict[str, Record]) -> dict[str, dict[str, float]]:
     return {name: cost(EXPERIMENTS[name].config) for name in names}
 
 
-def passes(settings: dict[str, Any]) -> int:
-    """Count the passes of the network that a picture takes: two for each step with guidance."""
-    steps = settings["timesteps"]
-    low, high = settings.get("guidance_interval") or (0, max(steps))
-    guided = settings["guidance_scale"] != 1
-    return sum(2 if guided and low <= t <= high else 1 for t in steps)
-
-
 def pool(record: Record) -> Verdicts:
     """Join what was said of the pictures of all sets of a record."""
     conditions, parts = [], {"condition": [], "hits": [], "seen": [], "counted": []}

@@ -16,7 +16,6 @@ from lab7.errors import UserError
 from lab7.labels import encode
 from lab7.model import ConditionalUNet
 from lab7.pipeline import ConditionalDDPMPipeline, load_pipeline, save_pipeline
-from workshop.study.search import count_passes
 
 CONDITIONS = [["red cube"], ["blue cylinder", "gray sphere"], ["red cube", "cyan cube"]]
 
@@ -114,13 +113,6 @@ def test_steps_outside_the_interval_of_guidance_take_one_pass():
     assert torch.equal(draw(pipeline), part), "a call takes the pipeline's own"
     nowhere = draw(pipeline, guidance_interval=(last + 1, third - 1))
     assert torch.allclose(nowhere, draw(pipeline, guidance_scale=1.0), atol=1e-4)
-
-
-def test_passes_are_counted():
-    drawn = {"timesteps": [995, 700, 300, 100], "guidance_scale": 3.0}
-    assert count_passes(drawn) == 8, "a record from before there was an interval"
-    assert count_passes(drawn | {"guidance_interval": [300, 800]}) == 6
-    assert count_passes(drawn | {"guidance_scale": 1.0}) == 4
 
 
 def test_a_pipeline_saved_without_an_interval_guides_all_the_way(saved):

@@ -11,6 +11,7 @@ from lab7.records import (
     Record,
     append_log,
     comparable,
+    count_passes,
     describe_machine,
     original_scores,
     published,
@@ -218,3 +219,20 @@ def test_original_scores_have_the_intervals_of_their_objects():
 
 def test_published_is_plain_json():
     assert json.loads(json.dumps(published())) == published()
+
+
+@pytest.mark.parametrize(
+    ("scale", "interval", "count"),
+    [
+        (3.0, None, 6),
+        (1.0, None, 3),
+        (3.0, [400, 950], 4),
+        (3.0, [0, 999], 6),
+        (3.0, [500, 990], 5),
+    ],
+)
+def test_guided_steps_take_two_passes(scale, interval, count):
+    settings = {"guidance_scale": scale, "timesteps": [990, 500, 10]}
+    if interval:
+        settings["guidance_interval"] = interval
+    assert count_passes(settings) == count

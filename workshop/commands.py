@@ -58,7 +58,7 @@ def evaluate(
     if images is not None:
         scored = evaluation.score_pictures(handed_in, sets, judges)
     else:
-        scored = evaluation.score_generator(pipeline, sets, judges, repetitions, settings)
+        scored = evaluation.score_generator(pipeline, sets, judges, repetitions, **settings)
     evaluation.show_scores(scored, failures)
     if record is not None:
         judge = judges.evaluator

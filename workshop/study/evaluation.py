@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -112,7 +111,7 @@ def score_generator(
     sets: Sets,
     judges: Judges,
     repetitions: int,
-    settings: Mapping[str, Any] = MappingProxyType({}),
+    **settings: Any,
 ) -> Scored:
     """Draw pictures and have them judged, set by set; `settings` see `draw_and_judge`."""
     evaluator, auditor, real = judges

@@ -10,8 +10,7 @@ or exact set is below 0. What the auditor says is written down, and decides noth
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from lab7.pipeline import (
     load_pipeline,
     save_pipeline,
 )
-from lab7.records import RESULTS_DIR, append_log, read_log
+from lab7.records import RESULTS_DIR, append_log, count_passes, read_log
 from lab7.scoring import Conditions, Verdicts, draw_and_judge, score_verdicts
 from workshop.records import file_hash, require_name, write_record
 
@@ -275,15 +274,3 @@ def _paired(row: Row, best: Row, score: str) -> Estimate:
 def _scores(row: Row) -> tuple[float, ...]:
     ratios = row["pictures"].ratios()["scores"]
     return tuple(float(sum(ratios[score][0]) / sum(ratios[score][1])) for score in SCORES)
-
-
-def count_passes(drawn: Mapping[str, Any]) -> int:
-    """Return how many passes of the network a picture takes.
-
-    Args:
-        drawn: What `draw_and_judge` returned, for instance "test" of a record.
-    """
-    low, high = drawn.get("guidance_interval", (0, math.inf))  # records of before have none
-    return sum(
-        2 if drawn["guidance_scale"] != 1 and low <= t <= high else 1 for t in drawn["timesteps"]
-    )
