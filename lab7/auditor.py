@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lab7.dataset import DATA_DIR, IMAGE_SIZE, to_float
+from lab7.dataset import DATA_DIR, picture_batches
 from lab7.devices import choose_device
 from lab7.errors import MissingFileError, UserError
 from lab7.estimates import Estimate, Values, share
 from lab7.labels import COLORS, LABELS, NUM_LABELS
-from lab7.weight_files import save_weights
 
 WEIGHTS = DATA_DIR / "weights" / "auditor.safetensors"
 STRIDE = 2  # pixels a side of a cell of the heatmap
@@ -143,16 +142,12 @@ class Auditor:
             raise UserError(f"{path} does not hold the auditor's weights: {first}") from None
         return cls(network, device)
 
-    def save(self, path: str | Path) -> None:
-        """Write the weights, see `save_weights`."""
-        save_weights(self.network, path)
-
     @torch.inference_mode()
     def find(self, images: Tensor, batch_size: int = 64) -> list[list[Sighting]]:
         """Return the objects in each picture (B, 3, 64, 64), float in [-1, 1] or uint8."""
         found = []
-        for batch in images.split(batch_size) if len(images) else ():
-            heatmap, labels = self.network(self._prepare(batch))
+        for batch in picture_batches(images, batch_size, self.device):
+            heatmap, labels = self.network(batch)
             probabilities, sightings = heatmap.sigmoid(), [[] for _ in batch]
             cells = peaks(probabilities, self.network.threshold).nonzero().tolist()
             for picture, row, column in cells:
@@ -174,16 +169,8 @@ class Auditor:
     @torch.inference_mode()
     def features(self, images: Tensor, batch_size: int = 64) -> Tensor:
         """Return the network's features of pictures (B, 3, 64, 64), as (B, 576) float32."""
-        parts = [self.network.features(self._prepare(x)).cpu() for x in images.split(batch_size)]
-        return torch.cat(parts)
-
-    def _prepare(self, images: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
-            wanted = f"(B, 3, {IMAGE_SIZE}, {IMAGE_SIZE})"
-            raise UserError(f"pictures must be {wanted}, not {tuple(images.shape)}")
-        images = images.to(self.device)
-        images = to_float(images) if images.dtype == torch.uint8 else images.float()
-        return images.contiguous(memory_format=torch.channels_last)
+        batches = picture_batches(images, batch_size, self.device)
+        return torch.cat([self.network.features(batch).cpu() for batch in batches])
 
 
 def peaks(probabilities: Tensor, threshold: Tensor | float) -> Tensor:
@@ -235,17 +222,14 @@ class _Block(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.body = nn.Sequential(
-            nn.GroupNorm(8, channels),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-            nn.GroupNorm(8, channels),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-        )
+        self.body = nn.Sequential(*_layers(channels), *_layers(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
+
+
+def _layers(channels: int) -> tuple[nn.Module, ...]:
+    return nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1)
 
 
 def _down(channels: int, wider: int) -> nn.Module:

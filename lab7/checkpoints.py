@@ -53,16 +53,10 @@ def save_state(folder: str | Path, step: int, state: dict[str, Any], keep: int =
     """
     folder, buffer = Path(folder), io.BytesIO()
     torch.save(state, buffer)
-    content = buffer.getbuffer()
-
-    def write(file: io.BufferedWriter) -> None:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())  # before those that this one replaces are dropped
-
+    content = buffer.getvalue()
     path = folder / f"step-{step:08d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
     try:
-        write_atomically(path, write)
+        write_atomically(path, content)
     except UserError as error:
         size = f"{len(content) / 1e6:.0f} MB"
         raise UserError(

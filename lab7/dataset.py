@@ -12,7 +12,7 @@ import itertools
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -50,6 +50,22 @@ def to_float(images: torch.Tensor) -> torch.Tensor:
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
     """Map float pictures in [-1, 1] to uint8 0 … 255, rounding and clipping what lies outside."""
     return ((images.to(torch.float32) + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def picture_batches(
+    images: torch.Tensor, batch_size: int, device: torch.device
+) -> Iterator[torch.Tensor]:
+    """Yield pictures (B, 3, 64, 64), uint8 or in [-1, 1], batch by batch as float32 on a device.
+
+    Raises:
+        UserError: Pictures of another shape.
+    """
+    if images.shape[1:] != PICTURE_SHAPE:
+        wanted = f"(B, {', '.join(map(str, PICTURE_SHAPE))})"
+        raise UserError(f"pictures must be {wanted}, not {tuple(images.shape)}")
+    for batch in images.split(batch_size) if len(images) else ():
+        batch = batch.to(device)
+        yield to_float(batch) if batch.dtype == torch.uint8 else batch.float()
 
 
 def squeeze(image: Image.Image) -> np.ndarray:
@@ -100,14 +116,6 @@ def named_conditions(name: str, root: Root = None) -> list[tuple[str, ...]]:
         taken = {frozenset(labels) for labels in itertools.chain(*others)}
         conditions = [labels for labels in conditions if frozenset(labels) not in taken]
     return conditions
-
-
-def find_conditions(name: str, root: Root = None) -> list[tuple[str, ...]]:
-    """Return the conditions of a file, or those that go by a name, see `named_conditions`."""
-    named = name.removesuffix(".json") in CONDITION_FILES or Path(name).stem == name
-    if name in CONDITION_FILES or (named and not os.path.exists(name)):
-        return named_conditions(name.removesuffix(".json"), root)
-    return load_conditions(name)
 
 
 class ICLEVRDataset(torch.utils.data.Dataset):

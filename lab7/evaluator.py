@@ -13,14 +13,14 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from lab7.dataset import IMAGE_SIZE, to_float
+from lab7.dataset import picture_batches
 from lab7.devices import choose_device
 from lab7.errors import UserError
 from lab7.estimates import Estimate, Values, share
 from lab7.files import user_path
 from lab7.labels import NUM_LABELS
 from lab7.layouts import DATA_DIR, Root, find_layout, only
-from lab7.weight_files import read_weights, save_weights
+from lab7.weight_files import read_weights
 
 WEIGHTS = DATA_DIR / "weights" / "evaluator.safetensors"
 THRESHOLD = 0.5  # a label counts as seen from this probability on
@@ -111,10 +111,6 @@ class Evaluator:
         evaluator.path = path
         return evaluator
 
-    def save(self, path: str | Path) -> None:
-        """Write the weights, see `save_weights`."""
-        save_weights(self.network, path)
-
     @torch.inference_mode()
     def predict(self, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
         """Return how probable each label is in each picture.
@@ -129,13 +125,8 @@ class Evaluator:
         Raises:
             UserError: Pictures of another shape.
         """
-        if images.ndim != 4 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
-            wanted = f"(B, 3, {IMAGE_SIZE}, {IMAGE_SIZE})"
-            raise UserError(f"pictures must be {wanted}, not {tuple(images.shape)}")
         parts = [torch.empty(0, NUM_LABELS)]
-        for batch in images.split(batch_size) if len(images) else ():
-            batch = batch.to(self.device)
-            batch = to_float(batch) if batch.dtype == torch.uint8 else batch.float()
+        for batch in picture_batches(images, batch_size, self.device):
             parts.append(self.network(batch).cpu())
         return torch.cat(parts)
 
@@ -207,24 +198,6 @@ def label_ratios(
         "recall": (right, num_wanted),
         "f1": (2 * right, num_seen + num_wanted),
     }
-
-
-def compute_scores(
-    probabilities: torch.Tensor, labels: torch.Tensor, groups: torch.Tensor | None = None
-) -> Scores:
-    """Return all scores with their intervals, see `lab7.estimates.share`.
-
-    Args:
-        probabilities: (B, 24).
-        labels: (B, 24) multi-hot.
-        groups: (B,) integers; pictures with the same number share a condition and are resampled
-            together. None: every picture has its own.
-
-    Raises:
-        UserError: Other shapes, or no label at all.
-    """
-    hits, seen = top_k_hits(probabilities, labels), probabilities.detach().cpu() >= THRESHOLD
-    return Scores.of(label_ratios(hits, seen, labels.cpu()), groups)
 
 
 def default_weights(root: Root = None) -> Path:

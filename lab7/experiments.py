@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lab7.errors import UserError, unknown
@@ -99,25 +99,6 @@ class TrainConfig:
     def to_json(self) -> str:
         """Write the configuration as JSON."""
         return json.dumps(asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> "TrainConfig":
-        """Read what `to_json` wrote.
-
-        Raises:
-            UserError: If it is not a JSON object or holds an unknown field.
-        """
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"a training configuration is a JSON object: {error}") from None
-        if not isinstance(values, dict):
-            raise UserError(f"a training configuration is a JSON object, not {text.strip()}")
-        names = [f.name for f in fields(cls)]
-        for name in values:
-            if name not in names:
-                raise unknown("field", name, names)
-        return cls(**values)
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,8 @@ def write_atomically(
                     content(file)
                 else:
                     file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())  # a name never stands for less than the whole file
             os.chmod(name, 0o644)  # mkstemp lets nobody but the owner read
             os.replace(name, path)
         except BaseException:

@@ -14,7 +14,8 @@ from pathlib import Path
 from lab7.errors import UserError
 from lab7.files import existing_folder, read_json
 
-DATA_DIR = Path(__file__).resolve().parent.parent / "data"
+ROOT = Path(__file__).resolve().parent.parent  # of the project
+DATA_DIR = ROOT / "data"
 PACK = "pictures.zip"  # the pictures of an embedded set
 
 _JSON_FILES = ("objects.json", "train.json", "test.json", "new_test.json")

@@ -24,13 +24,14 @@ from lab7.errors import UserError
 from lab7.evaluator import Evaluator
 from lab7.files import existing_file, user_path, write_atomically
 from lab7.labels import LABELS, encode, parse_labels
+from lab7.layouts import ROOT
 from lab7.picker_html import draw_marks, figure, is_right, verdict
 from lab7.pipeline import GENERATOR_DIR, SETTINGS, ConditionalDDPMPipeline, load_pipeline, to_pil
 
 FAST_DIR = GENERATOR_DIR.with_name("fast")
 STATIC = "LAB7_STATIC"  # environment variable: 1 shows a picture of the picker, not the widget
 # Shown instead; tests/test_picker_browser.py makes it anew.
-SCREENSHOT = Path(__file__).resolve().parent.parent / "notebooks" / "picker.png"
+SCREENSHOT = ROOT / "notebooks" / "picker.png"
 AT_ONCE = 4  # steps; a picture of more is shown as it forms
 ROW = 8  # seeds side by side
 FIELDS = ("labels", "seed", "sampler", "weights_sha256", *SETTINGS)  # the texts in a saved PNG

@@ -70,13 +70,8 @@ def verdict(wanted: Sequence[str], sightings: Sequence[Sighting], probabilities:
     for label, p in zip(LABELS, probabilities.tolist(), strict=True):
         if label in wanted or seen[label] or p >= THRESHOLD:
             count, names = seen[label], " ".join(f"lab7-{word}" for word in label.split())
-            text = (
-                "✓ found"
-                if count == 1
-                else f"<b>{count}× found</b>"
-                if count
-                else "<b>✗ missing</b>"
-            )
+            known = {0: "<b>✗ missing</b>", 1: "✓ found"}
+            text = known.get(count, f"<b>{count}× found</b>")
             if label not in wanted:
                 text = "<b>✗ extra</b>" if count else "– not found"
             rows += f'<tr><th scope="row" class="{names}">{label}</th><td>{text}</td>'

@@ -23,7 +23,6 @@ from PIL import Image
 from lab7.dataset import IMAGE_SIZE, to_uint8
 from lab7.errors import unknown
 from lab7.files import write_atomically
-from lab7.labels import COLORS, LABELS, SHAPES
 from lab7.records import Record
 
 BLUE, ORANGE, INK, FAINT = "#0072B2", "#D55E00", "#222222", "#8C8C8C"
@@ -251,49 +250,6 @@ def sweep_curves(sweep: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart:
     return chart
 
 
-@styled
-def label_heatmap(
-    values: Mapping[str, float | None], form: str = "{:.3f}", outlined: Sequence[str] = ()
-) -> Chart:
-    """Show one value for each of the 24 labels: a row a shape, a column a color.
-
-    Args:
-        values: By label, for instance its recall or how many pictures have it; None is left out.
-        form: How a value is written.
-        outlined: Labels whose values get a frame, for instance those asked for.
-    """
-    fields = np.array([values[label] for label in LABELS], dtype=float).reshape(len(SHAPES), -1)
-    chart, (axes,) = make_panels(1.45)
-    low, high = np.nanmin(fields), np.nanmax(fields)
-    most = 2 * high - low  # so that all shades are light, below black text
-    _draw_fields(axes, fields, SHAPES, COLORS, aspect="auto", cmap="Blues", vmin=low, vmax=most)
-    axes.xaxis.tick_top()
-    for (row, column), value in np.ndenumerate(fields):
-        text = "–" if np.isnan(value) else form.format(value)
-        edge = INK if f"{COLORS[column]} {SHAPES[row]}" in outlined else "none"
-        axes.text(column, row, text, ha="center", va="center", bbox={"fc": "none", "ec": edge})
-    return chart
-
-
-@styled
-def noise_schedules(schedules: Mapping[str, Any]) -> Chart:
-    """Show how noise schedules take the picture away.
-
-    Args:
-        schedules: By name, alphas_cumprod (T,). The left panel shows it, the share of the
-            picture's variance that is left at t; the right one the signal-to-noise ratio.
-    """
-    chart, (left, right) = make_panels(2.3, 2)
-    for name, alphas in schedules.items():
-        alphas = np.asarray(alphas, dtype=float)
-        left.plot(alphas, marker="", label=name)
-        right.plot(alphas / (1 - alphas), marker="")
-    left.set(title=r"Signal level, $\bar\alpha_t$", xlabel="t")
-    right.set(title=r"Signal to noise, $\bar\alpha_t/(1-\bar\alpha_t)$", xlabel="t", yscale="log")
-    left.legend()
-    return chart
-
-
 def draw_estimates(
     axes: Axes, at: Any, estimates: Iterable, label: str, line: str = "", horizontal: bool = False
 ) -> None:
@@ -390,17 +346,6 @@ def _over_pictures_seen(axes: Axes, title: str, **options: Any) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in "25" else "")
-
-
-def _draw_fields(axes: Axes, values: Any, rows: Any, columns: Any, **options: Any) -> Any:
-    """Draw a table of values as shades, without frame or ticks, and return the image."""
-    image = axes.imshow(np.asarray(values), **options)
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
-    axes.tick_params(length=0)
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-    return image
 
 
 def _column(rows: Sequence[Mapping[str, float]], name: str) -> np.ndarray:

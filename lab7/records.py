@@ -25,8 +25,9 @@ import torch
 from lab7.errors import MissingFileError, UserError, unknown, user_files
 from lab7.estimates import Estimate, wilson
 from lab7.files import read_json
+from lab7.layouts import ROOT
 
-RESULTS_DIR = Path(__file__).resolve().parent.parent / "report" / "results"
+RESULTS_DIR = ROOT / "report" / "results"
 
 _PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "numpy", "pillow")
 
@@ -254,7 +255,7 @@ def _record_names(root: Path) -> list[str]:
 def _git(*arguments: str) -> str | None:
     """Return what git says about the project, None outside a repository."""
     try:
-        command = ["git", "-C", str(RESULTS_DIR.parent.parent), *arguments]
+        command = ["git", "-C", str(ROOT), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

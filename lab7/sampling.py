@@ -16,10 +16,11 @@ from torchvision.utils import make_grid
 
 from lab7.diffusion import scheduler_name
 from lab7.errors import user_files
-from lab7.evaluator import Evaluator, compute_scores
+from lab7.evaluator import Evaluator
 from lab7.files import read_json, require_place
-from lab7.labels import LABELS, encode
+from lab7.labels import encode
 from lab7.pipeline import ConditionalDDPMPipeline, to_pil
+from lab7.scoring import judge_pictures, label_names
 
 DENOISING_CONDITION = ("red sphere", "cyan cylinder", "cyan cube")  # the one the course asks for
 DENOISING_FRAMES = 10
@@ -40,8 +41,8 @@ def write_samples(
     """Draw one picture for each condition into a folder, as the course wants it handed in.
 
     The folder gets `0.png` … in the order of the conditions, `grid.png` with eight pictures a row,
-    `denoising.png`, and `samples.json` with the settings, the conditions and the scores. Nothing is
-    written before all of it is done.
+    `denoising.png`, and `samples.json` with the settings, the conditions, the scores and the labels
+    that the evaluator sees. Nothing is written before all of it is done.
 
     Args:
         pipeline: The generator.
@@ -73,7 +74,9 @@ def write_samples(
         "conditions": [list(condition) for condition in conditions],
     }
     if evaluator is not None:
-        summary |= _judge(evaluator, images, encode(conditions))
+        found = judge_pictures(images, conditions, evaluator)
+        summary["scores"] = dataclasses.asdict(found["scores"])
+        summary["seen"] = label_names(found["pictures"].seen)
     pictures = {str(index): picture for index, picture in enumerate(to_pil(images))}
     pictures |= {"grid": to_grid(images), "denoising": to_grid(frames, columns=len(frames))}
     with user_files(output):
@@ -109,15 +112,6 @@ def to_grid(images: Tensor, columns: int = GRID_COLUMNS) -> Image.Image:
     tiles = F.pad(images.cpu(), (0, _BORDER, 0, _BORDER), value=1.0)
     sheet = make_grid(tiles, nrow=columns, padding=0, pad_value=1.0)
     return to_pil(F.pad(sheet, (_BORDER, 0, _BORDER, 0), value=1.0)[None])[0]
-
-
-def _judge(evaluator: Evaluator, images: Tensor, labels: Tensor) -> dict:
-    probabilities = evaluator.predict(images)
-    seen = [
-        {LABELS[i]: round(float(row[i]), 4) for i in row.argsort(descending=True)[:5].tolist()}
-        for row in probabilities
-    ]
-    return {"scores": dataclasses.asdict(compute_scores(probabilities, labels)), "seen": seen}
 
 
 def _drop_earlier(output: Path, count: int) -> None:

@@ -1,6 +1,6 @@
 """Every score of pictures, with its interval, from the verdicts of both judges on each picture."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from lab7.estimates import Estimate, Values, difference
 from lab7.evaluator import THRESHOLD, Evaluator, Scores, label_ratios, top_k_hits
 from lab7.labels import LABELS, NUM_LABELS, encode
 from lab7.pipeline import ConditionalDDPMPipeline
-from lab7.records import Record, comparable, trainings
+from lab7.records import Record, comparable
 
 Conditions = Sequence[Sequence[str]]
 Ratios = dict[str, tuple[Values, Values]]  # by score, numerators and denominators of pictures
@@ -209,31 +209,6 @@ def compare_paired(
     spread = max(np.ptp(side[:, 0].sum(1) / np.maximum(side[:, 1].sum(1), 1)) for side in sides)
     verdict = _verdict(found, min(seeds), spread, score)
     return Comparison(found, len(set(condition)), seeds, verdict)
-
-
-def paired_table(
-    records: Mapping[str, Record],
-    pairs: Iterable[tuple[str, str]],
-    part: str = "test",
-    score: str = "top_k",
-) -> dict[tuple[str, str], Comparison]:
-    """Compare pairs of experiments, each with all its trainings, see `compare_paired`.
-
-    Args:
-        records: By name, for instance those that `comparable` keeps. NAME and NAME-seed1 are two
-            trainings of the experiment NAME.
-        pairs: Names of two experiments each.
-        part: The set of conditions.
-        score: Any score of pictures.
-
-    Returns:
-        By pair, how the first differs from the second.
-
-    Raises:
-        UserError: Unknown names, or records that are not `comparable`; the message names them.
-    """
-    sides = {pair: [trainings(records, name) for name in pair] for pair in pairs}
-    return {pair: compare_paired(a, b, part, score) for pair, (a, b) in sides.items()}
 
 
 def _ratio(record: Record, part: str, score: str) -> np.ndarray:

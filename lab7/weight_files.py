@@ -13,19 +13,10 @@ import torch
 from torch import Tensor
 
 from lab7.errors import UserError, user_files
-from lab7.files import existing_file, write_atomically
+from lab7.files import existing_file
 
 _DEPTH = 4  # dictionaries within dictionaries that are looked through
 _ARCHIVES = (b"Rar!", b"7z\xbc\xaf", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
-
-
-def save_weights(network: torch.nn.Module, path: str | Path) -> None:
-    """Write weights as safetensors: matrices in float16, the few others as they are."""
-    tensors = {
-        name: (tensor.half() if tensor.ndim > 1 else tensor).cpu().contiguous()
-        for name, tensor in network.state_dict().items()
-    }
-    write_atomically(Path(path), safetensors.torch.save(tensors))
 
 
 def read_weights(path: str | Path, wanted: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:

@@ -19,8 +19,7 @@ from lab7.errors import UserError, user_files
 from lab7.estimates import Estimate
 from lab7.experiments import EXPERIMENTS, ORIGINALS
 from lab7.files import read_json, require_place, write_atomically
-from lab7.layouts import DATA_DIR, Layout, Root, find_layout
-from lab7.options import ROOT
+from lab7.layouts import DATA_DIR, ROOT, Layout, Root, find_layout
 from lab7.records import (
     RESULTS_DIR,
     Record,

@@ -23,8 +23,8 @@ from lab7.experiments import EXPERIMENTS, TWINS, TrainConfig
 from lab7.labels import LABELS, NUM_LABELS
 from lab7.model import ConditionalUNet
 from lab7.pipeline import ConditionalDDPMPipeline
-from lab7.records import Record, comparable
-from lab7.scoring import Verdicts, label_names, paired_table
+from lab7.records import Record, comparable, trainings
+from lab7.scoring import Verdicts, compare_paired, label_names
 
 EPSILON = ("twin-baseline-epsilon", "twin-cosine-epsilon")
 TRIALS = (*TWINS, *EPSILON)  # the small experiments, in the order of their table
@@ -171,12 +171,16 @@ def listing(*parts: Any) -> str:
 
 def compare_twins(records: dict[str, Record]) -> list[dict[str, Any]]:
     """Compare each twin with the baseline, and each target with the other, over `new_test`."""
-    twins, _ = comparable({name: records[name] for name in TRIALS if name in records}, "new_test")
+    runs = {name: row for name, row in records.items() if name.split("-seed")[0] in TRIALS}
+    twins, _ = comparable(runs, "new_test")
     pairs = [(name, TWINS[0]) for name in TWINS[1:]]
     pairs += [(name.removesuffix("-epsilon"), name) for name in EPSILON]
     pairs = [pair for pair in pairs if all(name in twins for name in pair)]
-    found = paired_table(twins, pairs, "new_test")
-    return [{"a": a, "b": b, **dataclasses.asdict(found[a, b])} for a, b in pairs]
+    found = []
+    for a, b in pairs:
+        compared = compare_paired(trainings(twins, a), trainings(twins, b), "new_test")
+        found.append({"a": a, "b": b, **dataclasses.asdict(compared)})
+    return found
 
 
 def _shared(labels: Sequence[str]) -> str:

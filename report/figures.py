@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 from diffusers import DDPMScheduler
-from matplotlib.ticker import EngFormatter
 from PIL import Image
 
 from lab7 import plots
 from lab7.dataset import SCORED, STEPS, ICLEVRDataset, named_conditions
 from lab7.estimates import Estimate
 from lab7.experiments import EXPERIMENTS, ORIGINALS
+from lab7.labels import COLORS, LABELS, SHAPES
 from lab7.layouts import Layout
 from lab7.records import RESULTS_DIR, Record, original_scores, published, read_log
 from lab7.scoring import label_names
@@ -51,7 +51,7 @@ def draw_figures(
     frames = plots.split_grid(read_picture(results / "ours" / "denoising.png"))
     charts |= {
         "denoising.webp": plots.picture_grid(frames, columns=FRAMES_A_ROW),
-        "training.svg": draw_loss(read_log(results / "ours" / "log.jsonl")),
+        "training.svg": plots.training_curve(read_log(results / "ours" / "log.jsonl")),
         "by_objects.svg": draw_by_objects(records),
         "missed.svg": draw_missed(failures(ours)),
         "sweep.svg": plots.sweep_curves({key: sweep.get(key) for key in ("guidance", "steps")}),
@@ -73,7 +73,7 @@ def draw_evaluator(evaluator: Record, results: Path) -> dict[str, plots.Chart]:
     labels, seen = ([mistake[key] for mistake in mistakes] for key in ("labels", "seen"))
     return {
         "mistakes.webp": draw_grid(results / "evaluator" / "mistakes.png", labels, seen),
-        "label_recall.svg": plots.label_heatmap(evaluator.get("recall_per_label")),
+        "label_recall.svg": label_heatmap(evaluator.get("recall_per_label")),
         "by_count.svg": judge_plots.scores_by_count(evaluator.get("by_count")),
     }
 
@@ -153,25 +153,46 @@ def draw_accuracy(records: dict[str, Record]) -> plots.Chart:
     return chart
 
 
+@plots.styled
 def draw_schedules() -> plots.Chart:
-    """Compare the noise schedules of the experiments."""
-    return plots.noise_schedules(
-        {
-            label: DDPMScheduler(**EXPERIMENTS[name].config.noise).alphas_cumprod
-            for label, name in SCHEDULES.items()
-        }
-    )
+    """Show how the noise schedules of the experiments take the picture away.
+
+    The left panel has the share of the picture's variance that is left at t, alphas_cumprod; the
+    right one the signal-to-noise ratio.
+    """
+    chart, (left, right) = plots.make_panels(2.3, 2)
+    for label, name in SCHEDULES.items():
+        alphas = DDPMScheduler(**EXPERIMENTS[name].config.noise).alphas_cumprod.double().numpy()
+        left.plot(alphas, marker="", label=label)
+        right.plot(alphas / (1 - alphas), marker="")
+    left.set(title=r"Signal level, $\bar\alpha_t$", xlabel="t")
+    right.set(title=r"Signal to noise, $\bar\alpha_t/(1-\bar\alpha_t)$", xlabel="t", yscale="log")
+    left.legend()
+    return chart
 
 
 @plots.styled
-def draw_loss(log: Sequence[Mapping[str, float]]) -> plots.Chart:
-    """Show the loss of a training over the pictures seen."""
-    chart, (axes,) = plots.make_panels(2.1)
-    axes.plot([row["images"] for row in log], [row["loss"] for row in log], marker="")
-    axes.set(xlabel="pictures seen", ylabel="mean squared error", yscale="log")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in "25" else "")
+def label_heatmap(values: Mapping[str, float | None], form: str = "{:.3f}") -> plots.Chart:
+    """Show one value for each of the 24 labels: a row a shape, a column a color.
+
+    Args:
+        values: By label, for instance its recall or how many pictures have it; None is left out.
+        form: How a value is written.
+    """
+    fields = np.array([values[label] for label in LABELS], dtype=float).reshape(len(SHAPES), -1)
+    chart, (axes,) = plots.make_panels(1.45)
+    low, high = np.nanmin(fields), np.nanmax(fields)
+    most = 2 * high - low  # so that all shades are light, below black text
+    axes.imshow(fields, aspect="auto", cmap="Blues", vmin=low, vmax=most)
+    axes.set_xticks(range(len(COLORS)), COLORS)
+    axes.set_yticks(range(len(SHAPES)), SHAPES)
+    axes.tick_params(length=0)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.xaxis.tick_top()
+    for (row, column), value in np.ndenumerate(fields):
+        text = "–" if np.isnan(value) else form.format(value)
+        axes.text(column, row, text, ha="center", va="center")
     return chart
 
 
@@ -198,7 +219,7 @@ def draw_missed(failures: Mapping[str, Any]) -> plots.Chart:
         label: 100 * row["missed"] / row["asked"] if row["asked"] else None
         for label, row in failures["by_label"].items()
     }
-    return plots.label_heatmap(shares, "{:.1f}")
+    return label_heatmap(shares, "{:.1f}")
 
 
 def draw_beside(records: dict[str, Record], results: Path, data: Layout) -> plots.Chart:

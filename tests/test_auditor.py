@@ -6,6 +6,7 @@ from torch import nn
 
 from lab7.auditor import Audit, Auditor, AuditorNetwork, peaks, scene_ratios
 from lab7.labels import LABELS, encode
+from workshop.judges.judge_training import save_weights
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def test_other_shapes_are_refused(auditor, shape):
 
 def test_saved_weights_look_alike(auditor, images, tmp_path):
     auditor.network.threshold.fill_(0.3)
-    auditor.save(tmp_path / "a.safetensors")
+    save_weights(auditor.network, tmp_path / "a.safetensors")
     loaded = Auditor.load(tmp_path / "a.safetensors", "cpu")
     assert loaded.network.threshold == auditor.network.threshold
     assert torch.allclose(loaded.features(images), auditor.features(images), atol=1e-2)

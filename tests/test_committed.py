@@ -7,7 +7,7 @@ import pytest
 from lab7.diffusion import scheduler_name
 from lab7.evaluator import WEIGHTS
 from lab7.experiments import get_experiment
-from lab7.options import ROOT
+from lab7.layouts import ROOT
 from lab7.pipeline import GENERATOR_DIR, load_pipeline
 from lab7.records import read_record, read_records
 from report.build import README_MARKS, accuracy_table, build

@@ -17,17 +17,12 @@ from torchvision.transforms import Resize
 
 import lab7.cache
 import lab7.dataset
-from lab7.dataset import (
-    ICLEVRDataset,
-    find_conditions,
-    named_conditions,
-    to_float,
-    to_uint8,
-)
+from lab7.dataset import ICLEVRDataset, named_conditions, to_float, to_uint8
 from lab7.errors import UserError
 from lab7.files import write_atomically
 from lab7.labels import LABELS
 from workshop.standin.packing import read_pack, write_pack
+from workshop.study.evaluation import find_conditions
 
 NAMES = [f"{scene}_{step}.png" for scene in sorted(SCENES) for step in range(3)]
 

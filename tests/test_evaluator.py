@@ -13,12 +13,12 @@ from lab7.evaluator import (
     WEIGHTS,
     Evaluator,
     build_network,
-    compute_scores,
     default_weights,
     top_k_accuracy,
 )
 from lab7.layouts import DATA_DIR
-from workshop.judges.evaluator_training import exact_set_accuracy, per_label_recall
+from workshop.judges.evaluator_training import compute_scores, exact_set_accuracy, per_label_recall
+from workshop.judges.judge_training import save_weights
 
 
 def course_score(outputs, labels):
@@ -187,7 +187,7 @@ def test_scores_refuse_what_does_not_fit(verdicts):
 
 def test_saved_weights_load_and_judge_alike(evaluator, images, tmp_path):
     path = tmp_path / "weights" / "evaluator.safetensors"
-    evaluator.save(path)
+    save_weights(evaluator.network, path)
     assert path.stat().st_size < 23e6
     assert os.listdir(path.parent) == [path.name]
     loaded = Evaluator.load(path, device="cpu")
@@ -273,7 +273,7 @@ def test_absent_weights_are_named(tmp_path):
 def test_saving_fails_without_leftovers(evaluator, tmp_path):
     (tmp_path / "file").write_text("a file, not a folder")
     with pytest.raises(UserError):
-        evaluator.save(tmp_path / "file" / "evaluator.safetensors")
+        save_weights(evaluator.network, tmp_path / "file" / "evaluator.safetensors")
     assert os.listdir(tmp_path) == ["file"]
 
 

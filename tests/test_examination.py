@@ -21,6 +21,7 @@ from workshop.judges.examination import (
     object_recall,
 )
 from workshop.judges.fooling import make_adversarial, score_fooled
+from workshop.judges.judge_training import save_weights
 
 NONE = [-1.0, -1.0, -1.0]
 RED_CUBE, BLUE_SPHERE, GRAY_CUBE = map(LABELS.index, ("red cube", "blue sphere", "gray cube"))
@@ -202,7 +203,7 @@ def test_a_whole_examination_is_written_down(pictures, embedded_root, tmp_path, 
     monkeypatch.setattr(fooling, "make_adversarial", functools.partial(make_adversarial, steps=2))
     torch.manual_seed(0)
     judges = Evaluator(build_network(), "cpu"), Auditor(AuditorNetwork(), "cpu")
-    judges[0].save(tmp_path / "evaluator.safetensors")
+    save_weights(judges[0].network, tmp_path / "evaluator.safetensors")
     judges[0].path = tmp_path / "evaluator.safetensors"
     examine_renders(*judges, tmp_path, ICLEVRDataset(embedded_root), results_root=tmp_path)
     record = read_record("judges", tmp_path)

@@ -36,7 +36,7 @@ def test_ours_fits_in_14_megabytes():
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_json_round_trip(name):
     config = EXPERIMENTS[name].config
-    assert TrainConfig.from_json(config.to_json()) == config
+    assert TrainConfig(**json.loads(config.to_json())) == config
 
 
 def test_original_differs_in_one_thing_each():

@@ -8,7 +8,7 @@ from graphlib import TopologicalSorter
 import nbformat
 import pytest
 
-from lab7.options import ROOT
+from lab7.layouts import ROOT
 
 PACKAGES = ("lab7", "workshop", "report")
 MODULES = {

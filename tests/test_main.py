@@ -21,11 +21,12 @@ from lab7.dataset import CONDITION_FILES, DATA_DIR
 from lab7.errors import UserError
 from lab7.evaluator import Evaluator, build_network
 from lab7.labels import encode, load_conditions
+from lab7.layouts import ROOT
 from lab7.model import ConditionalUNet
-from lab7.options import ROOT
 from lab7.records import read_record
 from lab7.scoring import Verdicts
 from workshop.course.handed_in import read_handed_in
+from workshop.judges.judge_training import save_weights
 from workshop.study.evaluation import save_failures
 
 
@@ -33,7 +34,7 @@ from workshop.study.evaluation import save_failures
 def weights(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("evaluator") / "evaluator.safetensors"
-    Evaluator(build_network(), "cpu").save(path)
+    save_weights(build_network(), path)
     return path
 
 

@@ -12,6 +12,7 @@ from lab7.estimates import Estimate
 from lab7.labels import LABELS
 from lab7.records import Record, original_scores, published
 from lab7.sampling import to_grid
+from report.figures import draw_schedules, label_heatmap
 from workshop.judges import plots as judge_plots
 
 PICTURES = torch.randint(0, 256, (5, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(
@@ -93,11 +94,11 @@ CHARTS = {
         published()["original"]["cosine_by_epoch"]
     ),
     "sweep_curves": lambda: plots.sweep_curves(SWEEP),
-    "label_heatmap": lambda: plots.label_heatmap(dict.fromkeys(LABELS, 0.5) | {"red cube": None}),
+    "label_heatmap": lambda: label_heatmap(dict.fromkeys(LABELS, 0.5) | {"red cube": None}),
     "scores_by_count": lambda: judge_plots.scores_by_count(
         {1: {"top_k": ESTIMATE, "exact_set": ESTIMATE}}
     ),
-    "noise_schedules": lambda: plots.noise_schedules({"one": torch.linspace(0.99, 0.01, 9)}),
+    "draw_schedules": draw_schedules,
     "reliability": lambda: judge_plots.reliability(CALIBRATION),
     "recall_by": lambda: judge_plots.recall_by(RECALL),
     "changed_pictures": lambda: judge_plots.changed_pictures(CHANGES),
@@ -255,16 +256,9 @@ def test_loss_by_level_has_a_line_a_level_and_names_the_ends():
 
 def test_heat_map_writes_each_value_and_leaves_gaps():
     values = {label: index / 100 for index, label in enumerate(LABELS)} | {"red cube": None}
-    found = texts(plots.label_heatmap(values, "{:.2f}"))
+    found = texts(label_heatmap(values, "{:.2f}"))
     assert {f"{index / 100:.2f}" for index in range(24) if LABELS[index] != "red cube"} < set(found)
     assert found.count("–") == 1
-
-
-def test_heat_map_frames_what_is_asked_for():
-    chart = plots.label_heatmap(dict.fromkeys(LABELS, 0.5), outlined=["red cube", "gray sphere"])
-    edges = [text.get_bbox_patch().get_edgecolor()[3] for text in chart.axes[0].texts]
-    framed = [label for label, edge in zip(LABELS, edges, strict=True) if edge]
-    assert framed == ["red cube", "gray sphere"]
 
 
 def test_sweep_marks_the_generators_own_settings():

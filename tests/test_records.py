@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from lab7.errors import UserError
-from lab7.evaluator import compute_scores
 from lab7.records import (
     Record,
     append_log,
@@ -20,6 +19,7 @@ from lab7.records import (
     read_records,
     trainings,
 )
+from workshop.judges.evaluator_training import compute_scores
 from workshop.records import file_hash, write_record
 
 

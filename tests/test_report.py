@@ -20,8 +20,7 @@ from lab7.estimates import Estimate
 from lab7.evaluator import top_k_hits
 from lab7.experiments import get_experiment
 from lab7.labels import LABELS, encode, load_conditions
-from lab7.layouts import find_layout
-from lab7.options import ROOT
+from lab7.layouts import ROOT, find_layout
 from lab7.records import append_log, original_scores, read_record
 from lab7.sampling import to_grid
 from lab7.scoring import Verdicts, score_verdicts

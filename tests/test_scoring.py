@@ -7,17 +7,17 @@ import torch
 
 from lab7.auditor import Audit, Auditor, AuditorNetwork, scene_ratios
 from lab7.dataset import ICLEVRDataset
-from lab7.evaluator import Evaluator, build_network, compute_scores
+from lab7.evaluator import Evaluator, build_network
 from lab7.labels import encode
-from lab7.records import Record, read_record
+from lab7.records import Record, read_record, trainings
 from lab7.scoring import (
     Verdicts,
     compare_paired,
     draw_and_judge,
     judge_pictures,
     label_names,
-    paired_table,
 )
+from workshop.judges.evaluator_training import compute_scores
 from workshop.judges.fidelity import (
     Agreement,
     RealPictures,
@@ -270,7 +270,9 @@ def test_features_are_computed_without_a_cache(real, embedded_root, tmp_path, mo
     dataset = ICLEVRDataset(embedded_root)
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("LAB7_CACHE", str(tmp_path / "file"))
-    assert torch.allclose(RealPictures(real.auditor, dataset).features, real.features)
+    with pytest.warns(UserWarning, match="no cache"):
+        again = RealPictures(real.auditor, dataset)
+    assert torch.allclose(again.features, real.features)
 
 
 def make(name, wrong=0, seed=0, first_seed=0, nearest=None, **changes):
@@ -350,7 +352,7 @@ def test_comparison_of_records_on_disk(tmp_path):
     assert compare_paired([first], [second]) == compare_paired([make("a")], [make("b", wrong=8)])
 
 
-def test_a_table_of_pairs_takes_all_trainings_of_each():
+def test_all_trainings_of_an_experiment_are_compared():
     made = [
         make("cosine"),
         make("cosine-seed1", 1, 1),
@@ -359,15 +361,13 @@ def test_a_table_of_pairs_takes_all_trainings_of_each():
     ]
     records = {record.name: record for record in [*made, make("cosine-x0", 9)]}
     pairs = [("cosine", "linear"), ("cosine-x0", "cosine"), ("linear", "cosine-x0")]
-    table = paired_table(records, pairs, "test", "exact_set")
-    assert list(table) == pairs
-    shown = [(row.training_seeds, row.num_conditions, row.verdict) for row in table.values()]
-    assert shown == [
+    rows = [compare_paired(*(trainings(records, n) for n in p), score="exact_set") for p in pairs]
+    assert [(row.training_seeds, row.num_conditions, row.verdict) for row in rows] == [
         ((2, 2), 20, "better"),
         ((1, 2), 20, "one seed: lower"),
         ((2, 1), 20, "cannot be told apart"),
     ]
-    found = table["cosine", "linear"].difference
-    assert found.value == pytest.approx(0.4) and found.low < 0.4 < found.high
+    assert rows[0].difference.value == pytest.approx(0.4)
+    assert rows[0].difference.low < 0.4 < rows[0].difference.high
     with pytest.raises(ValueError, match="unknown record 'cosin': did you mean 'cosine'"):
-        paired_table(records, [("cosin", "linear")])
+        trainings(records, "cosin")

@@ -457,16 +457,3 @@ train(config, pictures, sys.argv[1], progress=False, device="cpu")
 def test_bad_config(values, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**values)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"batchsize": 3}', "'batchsize': did you mean 'batch_size'"),
-        ("[1]", "JSON object, not .1"),
-        ("{3", "JSON object: Expecting property name"),
-    ],
-)
-def test_bad_json(text, message):
-    with pytest.raises(UserError, match=message):
-        TrainConfig.from_json(text)

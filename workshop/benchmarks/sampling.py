@@ -15,9 +15,9 @@ from lab7.devices import choose_device
 from lab7.experiments import get_experiment
 from lab7.labels import LABELS, encode
 from lab7.model import ConditionalUNet
-from lab7.options import RESULTS
 from lab7.pipeline import ConditionalDDPMPipeline, load_pipeline
 from lab7.records import describe_machine
+from workshop.options import RESULTS
 from workshop.records import write_record
 
 TIMED_STEPS = 4

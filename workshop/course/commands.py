@@ -5,9 +5,9 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from lab7 import options
 from lab7.errors import UserError
-from lab7.options import ROOT
+from lab7.layouts import ROOT
+from workshop import options
 from workshop.course.options import NONE_GIVEN, Options
 
 

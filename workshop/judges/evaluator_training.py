@@ -19,9 +19,11 @@ from lab7.evaluator import (
     THRESHOLD,
     WEIGHTS,
     Evaluator,
+    Scores,
     build_network,
-    compute_scores,
+    label_ratios,
     top_k_accuracy,
+    top_k_hits,
 )
 from lab7.labels import LABELS, decode
 from workshop.judges.augmentation import augment, shrink
@@ -93,6 +95,22 @@ class EvaluatorTraining(JudgeTraining):
             "mistakes": mistakes,
         }
         return metrics, images[[mistake["row"] for mistake in mistakes[:MISTAKES_SHOWN]]]
+
+
+def compute_scores(probabilities: Tensor, labels: Tensor, groups: Tensor | None = None) -> Scores:
+    """Return all scores with their intervals, see `lab7.estimates.share`.
+
+    Args:
+        probabilities: (B, 24).
+        labels: (B, 24) multi-hot.
+        groups: (B,) integers; pictures with the same number share a condition and are resampled
+            together. None: every picture has its own.
+
+    Raises:
+        UserError: Other shapes, or no label at all.
+    """
+    hits, seen = top_k_hits(probabilities, labels), probabilities.detach().cpu() >= THRESHOLD
+    return Scores.of(label_ratios(hits, seen, labels.cpu()), groups)
 
 
 def list_mistakes(probabilities: Tensor, labels: Tensor) -> list[dict[str, Any]]:

@@ -4,21 +4,17 @@ Labels cannot tell whether a generator draws one picture a label, pictures of an
 copies of those it was trained on. Distances between `Auditor.features` can.
 """
 
-import contextlib
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from lab7.auditor import Auditor
-from lab7.cache import cache_folder
+from lab7.cache import cached
 from lab7.dataset import ICLEVRDataset, data_hash
-from lab7.errors import UserError
 from lab7.estimates import Estimate, mean, share
-from lab7.files import write_atomically
 from lab7.labels import encode
 from lab7.scoring import Verdicts, count_labels
 
@@ -190,14 +186,10 @@ def nearest_distances(x: Tensor, y: Tensor) -> Tensor:
 def _cached_features(auditor: Auditor, images: Tensor) -> Tensor:
     """Return the features of pictures (N, 3, 64, 64) uint8, from the cache where it has them."""
     weights = torch.cat([x.flatten().cpu() for x in auditor.network.state_dict().values()])
-    path = cache_folder() / f"features-{data_hash(images, weights)[:32]}.npy"
-    with contextlib.suppress(OSError, EOFError, ValueError):  # not there, or damaged
-        return torch.from_numpy(np.load(path))
     batches = tqdm(images.split(512), "looking at the training pictures", disable=None, leave=False)
-    features = torch.cat([auditor.features(batch) for batch in batches])
-    with contextlib.suppress(UserError):  # without a cache it is computed again next time
-        write_atomically(path, lambda file: np.save(file, features.numpy()))
-    return features
+    name = f"features-{data_hash(images, weights)[:32]}"
+    found = cached(name, lambda: torch.cat([auditor.features(x) for x in batches]).numpy())
+    return torch.from_numpy(found)
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -131,7 +132,7 @@ def train_judge(
     network, log, metrics = _train_network(training, train, validation, device)
     judge = training.judge(network, device)
     training.adjust(judge, *validation)
-    judge.save(output)
+    save_weights(judge.network, output)
     judge = training.judge.load(output, device)
     found, mistakes = training.examine(judge, *test)
     folder = write_record(
@@ -233,3 +234,12 @@ def _bfloat16_is_faster(
     """Try both ways on a copy: a step of the network itself would move its statistics."""
     network, x = copy.deepcopy(network), to_float(images)
     return bfloat16_is_faster(x.device, lambda: training.loss(network, x, targets).backward())
+
+
+def save_weights(network: nn.Module, path: str | Path) -> None:
+    """Write weights as safetensors: matrices in float16, the few others as they are."""
+    tensors = {
+        name: (tensor.half() if tensor.ndim > 1 else tensor).cpu().contiguous()
+        for name, tensor in network.state_dict().items()
+    }
+    write_atomically(Path(path), safetensors.torch.save(tensors))

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from lab7 import plots
 from lab7.auditor import Auditor
-from lab7.dataset import CONDITION_FILES, SCORED, ICLEVRDataset, find_conditions
+from lab7.dataset import CONDITION_FILES, SCORED, ICLEVRDataset, named_conditions
 from lab7.errors import UserError
 from lab7.estimates import Estimate
 from lab7.evaluator import Evaluator
 from lab7.files import require_writable
-from lab7.layouts import Layout
+from lab7.labels import load_conditions
+from lab7.layouts import Layout, Root
 from lab7.pipeline import ConditionalDDPMPipeline
 from lab7.scoring import Verdicts, draw_and_judge, judge_pictures, label_names
 from workshop.course.handed_in import read_handed_in
@@ -75,6 +76,14 @@ def read_sets(conditions: str | None, data: Layout, record: str | None) -> Sets:
     if name not in CONDITION_FILES:
         name = f"file-{Path(conditions).stem}".replace(".", "-")  # a dot would part a record's key
     return {name: find_conditions(conditions, data)}
+
+
+def find_conditions(name: str, root: Root) -> list[tuple[str, ...]]:
+    """Return the conditions of a file, or those that go by a name, see `named_conditions`."""
+    named = name.removesuffix(".json") in CONDITION_FILES or Path(name).stem == name
+    if name in CONDITION_FILES or (named and not Path(name).exists()):
+        return named_conditions(name.removesuffix(".json"), root)
+    return load_conditions(name)
 
 
 def read_pictures(images: Path, sets: Sets) -> dict[str, Tensor]:

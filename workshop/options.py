@@ -1,4 +1,4 @@
-"""Options that several commands share, and where the project keeps what they are about."""
+"""Options that several commands share."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,8 +6,8 @@ from typing import Annotated
 from tyro.conf import arg
 
 from lab7.errors import UserError
+from lab7.layouts import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 GENERATOR = ROOT / "data" / "weights" / "generator"
 RESULTS = ROOT / "report" / "results"
 
