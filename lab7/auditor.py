@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lab7.dataset import DATA_DIR, picture_batches
+from lab7.dataset import picture_batches
 from lab7.devices import choose_device
-from lab7.errors import MissingFileError, UserError
+from lab7.errors import UserError
 from lab7.estimates import Estimate, Values, share
 from lab7.labels import COLORS, LABELS, NUM_LABELS
+from lab7.layouts import DATA_DIR
+from lab7.weight_files import read_weights
 
 WEIGHTS = DATA_DIR / "weights" / "auditor.safetensors"
 STRIDE = 2  # pixels a side of a cell of the heatmap
@@ -63,7 +64,7 @@ class Audit:
         return cls(
             num_pictures=count,
             num_conditions=count if groups is None else len(np.unique(groups)),
-            **{name: share(above, below, groups) for name, (above, below) in ratios.items()},
+            **{name: share(*pair, groups) for name, pair in ratios.items()},
         )
 
 
@@ -130,16 +131,10 @@ class Auditor:
 
         Raises:
             MissingFileError: There is no such file.
-            UserError: It does not hold weights of this network.
+            UserError: It does not hold weights of this network, see `read_weights`.
         """
-        path, network = WEIGHTS if path is None else Path(path), AuditorNetwork()
-        if not path.is_file():
-            raise MissingFileError(f"no auditor weights {path}")
-        try:
-            network.load_state_dict(safetensors.torch.load_file(path))
-        except (safetensors.SafetensorError, RuntimeError) as error:
-            first = str(error).strip().splitlines()[-1].strip()
-            raise UserError(f"{path} does not hold the auditor's weights: {first}") from None
+        path, network = path or WEIGHTS, AuditorNetwork()
+        network.load_state_dict(read_weights(path, network.state_dict(), "the auditor"))
         return cls(network, device)
 
     @torch.inference_mode()

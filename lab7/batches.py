@@ -52,10 +52,10 @@ class Batches:
         x0, cond = to_float(self.images[rows]), self.conditions[rows]
         generator = torch.Generator(device).manual_seed(_mix(config.seed, step))
         noise = torch.randn(x0.shape, generator=generator, device=device)
-        share = compute_density_for_timestep_sampling(
+        u = compute_density_for_timestep_sampling(
             config.time_sampling, len(rows), 0.0, 1.0, device=device, generator=generator
         )
-        t = (share * self.num_timesteps).long().clamp(max=self.num_timesteps - 1)
+        t = (u * self.num_timesteps).long().clamp(max=self.num_timesteps - 1)
         draw = torch.rand((len(rows), 1), generator=generator, device=device)
         cond = cond * (draw >= config.label_dropout)
         return x0[self._share], cond[self._share], t[self._share], noise[self._share]

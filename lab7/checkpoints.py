@@ -141,7 +141,7 @@ def in_use(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def postponed_interrupts() -> Iterator[Callable[[], bool]]:
-    """Postpone Ctrl+C, a notebook's Stop and SIGTERM until all is saved; not a second one.
+    """Postpone Ctrl+C, a notebook's Stop and SIGTERM until all is saved; a second one is obeyed.
 
     Yields:
         A function that tells whether there was one; its caller must then save and stop.
@@ -190,7 +190,7 @@ def open_folder(
     if not resume:
         for name in ("states", "tensorboard", "pipeline", "samples"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in ("config.json", "environment.json", "log.jsonl"):
+        for name in ("config.json", "environment.json", "log.jsonl", "milestones.json"):
             (folder / name).unlink(missing_ok=True)
     _require_same_run(folder, config, facts, state)
     here = environment()
@@ -223,7 +223,9 @@ def _require_same_run(
     changed = [n for n in now if n not in FREE_FIELDS and before.get(n) != now[n]]
     if set(changed) <= LENGTH_FIELDS and state is not None:
         budget = before["budget_seconds"] or math.inf
-        if state["step"] >= before["num_steps"] or state["seconds"] >= budget:
+        finished = state["step"] >= before["num_steps"] or state["seconds"] >= budget
+        grows = (math.inf if now[n] is None else now[n] >= (before[n] or 0) for n in changed)
+        if finished and all(grows):
             return
     if changed:
         differences = "; ".join(f"{n} = {before.get(n)}, not {now[n]}" for n in changed)

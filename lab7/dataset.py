@@ -12,7 +12,7 @@ import itertools
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -90,8 +90,8 @@ def named_conditions(name: str, root: Root = None) -> list[tuple[str, ...]]:
     """Return the conditions that go by a name in a data folder.
 
     The course's folder has test.json and new_test.json only. There `unseen` is drawn from the
-    triples that its train.json does not show, and `valid` is the embedded set's without what test,
-    new_test and unseen hold.
+    triples that its train.json does not show. `four_five` and `valid` are the embedded set's,
+    `valid` without what test, new_test and unseen hold.
 
     Args:
         name: One of `CONDITION_FILES`, or of a file `<name>.json` in the folder.
@@ -193,14 +193,14 @@ def decode_pack(path: Path, names: Sequence[str]) -> np.ndarray:
 
 
 def in_threads(
-    function: Callable, items: Sequence, description: str, anywhere: bool = False
-) -> Iterable:
+    function: Callable, items: Sequence, description: str, always_show: bool = False
+) -> Iterator:
     """Yield function(item) in order, computed by a few threads, with a bar if it is long work.
 
-    The bar is for terminals, unless `anywhere`: a committed notebook that happens to fill the cache
-    must not differ from one that finds it filled.
+    The bar is for terminals, unless `always_show`: a committed notebook that happens to fill the
+    cache must not differ from one that finds it filled.
     """
-    disable = len(items) < 500 or (False if anywhere else None)
+    disable = len(items) < 500 or (False if always_show else None)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         results = pool.map(function, items)
         yield from tqdm(results, description, len(items), disable=disable, leave=False)
@@ -250,7 +250,9 @@ def _decode_folder(folder: Path, names: Sequence[str]) -> np.ndarray:
         )
     images = np.empty((len(names), *PICTURE_SHAPE), np.uint8)
     paths = [folder / name for name in names]
-    for row, picture in enumerate(in_threads(_read_png, paths, "reading pictures", anywhere=True)):
+    for row, picture in enumerate(
+        in_threads(_read_png, paths, "reading pictures", always_show=True)
+    ):
         images[row] = picture
     return images
 

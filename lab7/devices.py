@@ -114,14 +114,16 @@ def estimate_seconds(config: TrainConfig, device: torch.device) -> float:
     """
     unet = ConditionalUNet(**config.unet).to(device)
     bfloat16 = choose_precision(config, unet) != "float32"
-    seconds = _seconds(device, lambda: _train_a_little(unet), bfloat16)
-    return seconds / _FEW_PICTURES * config.batch_size * config.num_steps
+    # A few pictures tell the time of a batch on a processor; a GPU takes them all at once.
+    count = config.batch_size if device.type == "cuda" else _FEW_PICTURES
+    seconds = _seconds(device, lambda: _train_a_little(unet, count), bfloat16)
+    return seconds / count * config.batch_size * config.num_steps
 
 
-def _train_a_little(unet: ConditionalUNet) -> None:
-    """Run a forward and a backward pass of a few pictures, and wait for the device."""
-    xt = torch.zeros(_FEW_PICTURES, 3, IMAGE_SIZE, IMAGE_SIZE, device=unet.device)
-    cond = torch.zeros(_FEW_PICTURES, NUM_LABELS, device=unet.device)
+def _train_a_little(unet: ConditionalUNet, count: int = _FEW_PICTURES) -> None:
+    """Run a forward and a backward pass of some pictures, and wait for the device."""
+    xt = torch.zeros(count, 3, IMAGE_SIZE, IMAGE_SIZE, device=unet.device)
+    cond = torch.zeros(count, NUM_LABELS, device=unet.device)
     loss = unet(xt, 0, cond).sample.mean()
     loss.backward()
     unet.zero_grad()

@@ -133,7 +133,6 @@ def diffusion_loss(
     noise: Tensor,
     scaling_factor: float = 1.0,
     snr_gamma: float | None = None,
-    reduction: str = "mean",
 ) -> Tensor:
     """Compute the training loss of a batch (Ho et al. 2020, eq. 14).
 
@@ -146,10 +145,9 @@ def diffusion_loss(
         noise: Standard normal noise (B, 3, H, W).
         scaling_factor: What x0 is multiplied by before noise is added, see `ConditionalUNet`.
         snr_gamma: Weight the loss by min(SNR, gamma) in units of x0 (Hang et al. 2023, eq. 8).
-        reduction: "mean" over the batch, or "none".
 
     Returns:
-        The squared error as a mean over pixels and channels, in float32: a scalar, or (B,).
+        The squared error of each picture, (B,) float32: a mean over pixels and channels.
     """
     x0 = x0 * scaling_factor
     xt = scheduler.add_noise(x0, noise, t)
@@ -164,7 +162,7 @@ def diffusion_loss(
         snr = compute_snr(scheduler, t)
         in_x0 = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[kind]
         loss = loss * snr.clamp(max=snr_gamma) / in_x0
-    return loss.mean() if reduction == "mean" else loss
+    return loss
 
 
 def predict_x0(

@@ -46,8 +46,9 @@ def user_files(path: str | Path | None = None) -> Iterator[None]:
 
 def did_you_mean(name: object, choices: Iterable[str]) -> str:
     """Return ": did you mean …?" with the nearest of the choices, or "" if there are none."""
-    close = difflib.get_close_matches(str(name).casefold(), list(choices), 1, cutoff=0)
-    return f": did you mean {close[0]!r}?" if close else ""
+    folded = {choice.casefold(): choice for choice in choices}
+    close = difflib.get_close_matches(str(name).casefold(), folded, 1, cutoff=0)
+    return f": did you mean {folded[close[0]]!r}?" if close else ""
 
 
 def unknown(kind: str, name: object, choices: Iterable[str], allowed: str = "") -> UserError:

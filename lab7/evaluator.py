@@ -52,7 +52,7 @@ class Scores:
             num_pictures=len(sizes),
             num_conditions=len(sizes) if groups is None else len(np.unique(groups)),
             num_labels=int(sizes.sum()),
-            **{name: share(above, below, groups) for name, (above, below) in ratios.items()},
+            **{name: share(*pair, groups) for name, pair in ratios.items()},
         )
 
 
@@ -151,7 +151,7 @@ def top_k_accuracy(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
     Raises:
         UserError: Other shapes, or no label at all.
     """
-    return int(top_k_hits(probabilities, labels).sum()) / int((labels > THRESHOLD).sum())
+    return int(top_k_hits(probabilities, labels).sum()) / int((labels > 0.5).sum())
 
 
 def top_k_hits(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -169,7 +169,7 @@ def top_k_hits(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
             f"outputs and labels must both be (B, {NUM_LABELS}), not "
             f"{tuple(probabilities.shape)} and {tuple(labels.shape)}"
         )
-    probabilities, wanted = probabilities.detach().cpu(), labels.cpu() > THRESHOLD
+    probabilities, wanted = probabilities.detach().cpu(), labels.cpu() > 0.5
     if not wanted.any():
         raise UserError("there is nothing to score: no picture has a label")
     ranks = probabilities.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
@@ -179,7 +179,7 @@ def top_k_hits(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
 def label_ratios(
     hits: torch.Tensor, seen: torch.Tensor, labels: torch.Tensor
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Return what each picture adds above and below the line of each of the `Scores`.
+    """Return the numerators and denominators of the `Scores`, one for each picture.
 
     Args:
         hits: (B,), see `top_k_hits`.
@@ -189,7 +189,7 @@ def label_ratios(
     Returns:
         By score two tensors (B,).
     """
-    wanted = labels > THRESHOLD
+    wanted = labels > 0.5
     right, num_seen, num_wanted = (seen & wanted).sum(1), seen.sum(1), wanted.sum(1)
     return {
         "top_k": (hits, num_wanted),

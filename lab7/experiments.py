@@ -37,7 +37,7 @@ class TrainConfig:
         time_sampling: How a picture's time step is drawn: "uniform", or "logit_normal", which has
             more of the middle, where objects take shape (Esser et al. 2024, eq. 19, m = 0, s = 1).
         snr_gamma: Min-SNR weighting of the loss (Hang et al. 2023, eq. 8); None: no weighting.
-        seed: Of the initial weights, the order of the pictures, the noise and the dropout.
+        seed: Of the initial weights, the order of the pictures, the noise and the label dropout.
         init_from: Folder of a saved pipeline whose weights to start from; None: random weights.
         precision: "float32", or "bfloat16" or "float16" autocast; "auto" takes bfloat16 where it
             is faster.
@@ -83,7 +83,8 @@ class TrainConfig:
     def __post_init__(self):
         for name in (*_POSITIVE, *_POSITIVE_OR_NONE):
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
+            allowed = value is None and name in _POSITIVE_OR_NONE
+            if not allowed and not (value and 0 < value < math.inf):
                 raise UserError(f"{name} {value} must be above 0")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed {self.seed} is not within 0 … 2**63 - 1")

@@ -43,7 +43,6 @@ class ConditionalUNet(UNet2DModel):
             scales and shifts them by it.
         norm_num_groups: Groups of every normalisation. With one channel a group it would undo
             what `"default"` adds: leave several.
-        dropout: Dropout probability within the residual blocks.
         num_labels: Length of the multi-hot condition.
         condition: `"embedding"` or `"channels"`.
         patch_size: The network works on patches of this side, moved into the channels by
@@ -71,7 +70,6 @@ class ConditionalUNet(UNet2DModel):
         attention_head_dim: int = 8,
         resnet_time_scale_shift: str = "default",
         norm_num_groups: int = 32,
-        dropout: float = 0.0,
         num_labels: int = 24,
         condition: str = "embedding",
         patch_size: int = 1,
@@ -91,7 +89,6 @@ class ConditionalUNet(UNet2DModel):
             attention_head_dim=attention_head_dim,
             resnet_time_scale_shift=resnet_time_scale_shift,
             norm_num_groups=norm_num_groups,
-            dropout=dropout,
             class_embed_type=None if as_channels else "identity",
             **{"attn_norm_num_groups": norm_num_groups} | (unet_options or {}),
         )

@@ -122,7 +122,7 @@ class LabelPicker(widgets.VBox):
         raise UserError(f"{path} was drawn with other weights: give the pipeline that has them")
 
     def redraw(self, count: int = 1) -> None:
-        """Draw what the controls ask for; with a count, the next seeds in a row beside it."""
+        """Draw what the controls ask for; with a count, the next seeds in a row below it."""
         self._asked.put(self._draw(count))
 
     def save(self, path: str | Path | None = None) -> Path:

@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lab7 import diffusion
-from lab7.dataset import DATA_DIR, to_uint8
+from lab7.dataset import to_uint8
 from lab7.devices import choose_device
 from lab7.errors import MissingFileError, UserError, unknown, user_files
-from lab7.files import read_json
+from lab7.files import read_json, user_path
 from lab7.labels import NUM_LABELS, encode, parse_condition
+from lab7.layouts import DATA_DIR
 from lab7.model import ConditionalUNet
 
 GENERATOR_DIR = DATA_DIR / "weights" / "generator"
@@ -220,7 +221,7 @@ def load_pipeline(
         MissingFileError: If the folder or its weights are missing.
         UserError: If the folder does not hold such a pipeline.
     """
-    path = GENERATOR_DIR if path is None else Path(path)
+    path = GENERATOR_DIR if path is None else user_path(path)
     with user_files():
         for part in ("model_index.json", _WEIGHTS):
             if not (path / part).is_file():

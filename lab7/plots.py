@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from PIL import Image
 
-from lab7.dataset import IMAGE_SIZE, to_uint8
+from lab7.dataset import IMAGE_SIZE, SCORED, to_uint8
 from lab7.errors import unknown
 from lab7.files import write_atomically
 from lab7.records import Record
@@ -28,6 +28,7 @@ from lab7.records import Record
 BLUE, ORANGE, INK, FAINT = "#0072B2", "#D55E00", "#222222", "#8C8C8C"
 
 _PIXEL = 0.75 / 64  # inches, of a pixel of a picture in a grid
+_BORDER = 2  # pixels that torchvision's `make_grid` leaves between pictures
 _GAP, _LINE, _MARGIN = 6, 9, 3  # such pixels: between pictures, a line of a caption, below captions
 # What learning curves may be drawn over: what the axis says, and its unit.
 _PROGRESS = {"step": ("steps", 1), "images": ("pictures seen", 1), "seconds": ("hours", 3600)}
@@ -121,19 +122,18 @@ def picture_grid(
     return chart
 
 
-def split_grid(sheet: Any, padding: int = 2, size: int = IMAGE_SIZE) -> np.ndarray:
+def split_grid(sheet: Any, size: int = IMAGE_SIZE) -> np.ndarray:
     """Cut a sheet that torchvision's `make_grid` made back into its pictures.
 
     Args:
         sheet: uint8 (H, W, 3), for instance a PIL image.
-        padding: Pixels between the pictures.
         size: Side of a picture in pixels.
 
     Returns:
         uint8 (N, 3, size, size), row by row.
     """
-    pixels = torch.as_tensor(np.array(sheet)[padding:, padding:, :3])
-    pitch = size + padding
+    pixels = torch.as_tensor(np.array(sheet)[_BORDER:, _BORDER:, :3])
+    pitch = size + _BORDER
     tiles = pixels.unfold(0, size, pitch).unfold(1, size, pitch)
     return tiles.reshape(-1, 3, size, size).numpy()
 
@@ -196,25 +196,25 @@ def learning_curves(records: Mapping[str, Record], score: str = "top_k", x: str 
 
 
 @styled
-def accuracy_dots(groups: Mapping[str, Any], splits: Sequence[str] = ("test", "new_test")) -> Chart:
-    """Compare accuracies with their 95 % intervals: a row a name, a panel a condition file.
+def accuracy_dots(groups: Mapping[str, Any]) -> Chart:
+    """Compare accuracies with their 95 % intervals: a row a name; panels `test`, `new_test`.
 
     Args:
         groups: By group, for instance "published" and "measured here", and within it by name and
             split, estimates (`value`, `low`, `high`). What several groups have of one name is in
             one row; a row may lack a split.
-        splits: The panels.
     """
     names = list(dict.fromkeys(name for rows in groups.values() for name in rows))
     height = 0.8 + (0.2 + 0.06 * len(groups)) * len(names)
-    chart, panels = make_panels(height, len(splits), sharey=True, sharex=True)
-    for axes, split in zip(panels, splits, strict=True):
+    chart, panels = make_panels(height, len(SCORED), sharey=True, sharex=True)
+    for axes, split in zip(panels, SCORED, strict=True):
         for group, rows in groups.items():
             found = {name: row[split] for name, row in rows.items() if split in row}
             places = [names.index(name) + _lane(groups, group, name) for name in found]
             draw_estimates(axes, places, found.values(), group, horizontal=True)
-        axes.set(title=split, xlabel="accuracy", xlim=(None, 1.01), ylim=(len(names) - 0.4, -0.6))
+        axes.set(title=split, xlabel="accuracy", ylim=(len(names) - 0.4, -0.6))
     panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_xlim(right=1.01)  # of both, now that both are drawn
     chart.legend_below()
     return chart
 
@@ -223,7 +223,7 @@ def accuracy_dots(groups: Mapping[str, Any], splits: Sequence[str] = ("test", "n
 def accuracy_by_epoch(rows: Sequence[Mapping[str, float]]) -> Chart:
     """Show accuracy on both condition files during a training: rows with `epoch` and these."""
     chart, (axes,) = make_panels(2.2)
-    for split in ("test", "new_test"):
+    for split in SCORED:
         axes.plot(_column(rows, "epoch"), _column(rows, split), label=split)
     axes.set(xlabel="epoch", ylabel="accuracy", ylim=(None, 1.0))
     axes.legend(loc="lower right")
@@ -279,7 +279,7 @@ def field(item: Any, name: str) -> Any:
 
 def words(score: str) -> str:
     """Return the name of a score as figures show it."""
-    return {"top_k": "top-k"}.get(score, score.replace("_", " "))
+    return {"top_k": "top-k", "f1": "F1"}.get(score, score.replace("_", " "))
 
 
 class Table(str):

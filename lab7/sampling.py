@@ -34,7 +34,6 @@ def write_samples(
     output: str | Path,
     seed: int = 0,
     evaluator: Evaluator | None = None,
-    progress: bool = True,
     denoising: Sequence[str] | None = None,
     **settings: Any,
 ) -> dict:
@@ -50,7 +49,6 @@ def write_samples(
         output: Folder to write; the pictures of an earlier call in it are replaced.
         seed: Condition i has the seed `seed + i`.
         evaluator: The judge; None leaves the scores out.
-        progress: Whether to show a progress bar.
         denoising: Labels of the denoising row, which has the seed `seed`; None takes the first
             condition, so that the row ends in 0.png.
         settings: Of sampling; None takes the pipeline's own, see its `settings`.
@@ -65,9 +63,7 @@ def write_samples(
     require_place(output)
     seeds = range(seed, seed + len(conditions))
     settings = pipeline.settings(**settings)
-    images = pipeline(
-        conditions, seeds=seeds, output_type="pt", progress=progress, **settings
-    ).images
+    images = pipeline(conditions, seeds=seeds, output_type="pt", **settings).images
     frames = denoising_frames(pipeline, denoising or conditions[0], seed, **settings)
     summary = {
         "settings": settings | {"scheduler": scheduler_name(pipeline.scheduler), "seed": seed},
@@ -124,14 +120,13 @@ def _drop_earlier(output: Path, count: int) -> None:
 
 def _write_whole(output: Path, pictures: dict[str, Image.Image], summary: dict) -> None:
     """Write PNGs by name, and samples.json, into a folder: all of it or nothing."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output, prefix=".samples-") as temporary:
         folder = Path(temporary)
         for name, picture in pictures.items():
             picture.save(folder / f"{name}.png")
         text = json.dumps(summary, indent=2) + "\n"
         (folder / "samples.json").write_text(text, encoding="utf-8")
         _drop_earlier(output, len(summary["conditions"]))
-        output.mkdir(exist_ok=True)
         for file in folder.iterdir():
             os.replace(file, output / file.name)

@@ -104,8 +104,9 @@ def draw_and_judge(
         settings: Of sampling; None takes the pipeline's own, see its `settings`.
 
     Returns:
-        What `judge_pictures` returns, with the settings and the "timesteps" that the sampler took;
-        and the pictures (R·N, 3, 64, 64) in [-1, 1], repetition by repetition.
+        What `judge_pictures` returns, with the settings, the "scheduler", the "timesteps" that it
+        took, "repetitions" and "first_seed"; and the pictures (R·N, 3, 64, 64) in [-1, 1],
+        repetition by repetition.
 
     Raises:
         UserError: No repetition, or settings that are not valid.
@@ -199,7 +200,11 @@ def compare_paired(
     Raises:
         UserError: Unknown names, or records that are not `comparable`; the message names them.
     """
-    _, left_out = comparable({record.name: record for record in (*first, *second)}, part)
+    named = {record.name: record for record in (*first, *second)}
+    for record in (*first, *second):
+        if named[record.name] != record:
+            raise UserError(f"two different records are named {record.name!r}")
+    _, left_out = comparable(named, part)
     if left_out or not first or not second:
         raise UserError("; ".join(left_out.values()) or "no records on one side: give at least one")
     sides = [np.stack([_ratio(record, part, score) for record in side]) for side in (first, second)]

@@ -98,10 +98,9 @@ def _loop(run: "Run", deadline: float, callback: Callback, interrupted: Callable
     scale, stopped = network.config.scaling_factor, run.agree(run.finished)
     while not stopped:
         x0, cond, t, noise = run.batches(run.step)
-        with accelerator.autocast():
-            losses = diffusion_loss(
-                run.unet, run.scheduler, x0, cond, t, noise, scale, config.snr_gamma, "none"
-            )
+        losses = diffusion_loss(
+            run.unet, run.scheduler, x0, cond, t, noise, scale, config.snr_gamma
+        )
         accelerator.backward(losses.mean())
         accelerator.clip_grad_norm_(network.parameters(), config.max_grad_norm)
         run.step_optimizers(learning_rate(config, run.step, run.spent()))

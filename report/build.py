@@ -39,6 +39,8 @@ from report.facts import (
     count_pictures,
     failures,
     listing,
+    lowest_distances,
+    score_triples,
     signal,
 )
 from report.figures import draw_figures, judge_results
@@ -230,6 +232,10 @@ def gather_facts(records: dict[str, Record], data: Layout, handin: HandIn | None
         "sets": {name: count_conditions(named_conditions(name, data)) for name in CONDITION_FILES},
         "signal": signal(ICLEVRDataset(data).images),
         "failures": failures(records["ours"]),
+        "triples": {name: score_triples(records["ours"], name) for name in ("valid", "unseen")},
+        "nearest": {
+            name: lowest_distances(records[name]) for name in ("ours", "ceiling") if name in records
+        },
         "costs": costs(records),
         "passes": count_passes(records["ours"].get("test")),
         "trials": TRIALS,

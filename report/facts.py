@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
@@ -125,16 +126,18 @@ def failures(record: Record) -> dict[str, Any]:
 
     Returns:
         "by_count", see `audit_by_count`. Of conditions with no more objects than training shows:
-        "by_label", how often a label was asked for and missed; "sharing", the share of wrong
-        pictures where objects have nothing, a shape, a color or both in common; "pairs", those
-        whose pictures are wrong most often; "lost", what objects were drawn in the place of.
+        "confirmed", how many of the wrong pictures the evaluator finds wrong too; "by_label", how
+        often a label was asked for and missed; "sharing", the share of wrong pictures of triples
+        whose objects have nothing, a shape, a color or both in common; "pairs", those whose
+        pictures are wrong most often; "lost", what objects were drawn in the place of.
     """
     verdicts = pool(record)
     asked, missed, shown = Counter(), Counter(), Counter()
     wrong_pairs, lost = Counter(), Counter()
     alike: dict[str, list[tuple[int, int]]] = {}
-    counted = label_names(verdicts.counted)
-    for number, found in zip(verdicts.condition, counted, strict=True):
+    confirmed = 0
+    counted, seen = label_names(verdicts.counted), label_names(verdicts.seen)
+    for number, found, labels in zip(verdicts.condition, counted, seen, strict=True):
         wanted = verdicts.conditions[number]
         if len(wanted) > STEPS:
             continue
@@ -144,13 +147,15 @@ def failures(record: Record) -> dict[str, Any]:
         missed.update(missing.keys())
         shown.update(pairs)
         wrong_pairs.update(pairs * wrong)
-        if len(wanted) > 1:
+        confirmed += wrong and set(labels) != set(wanted)
+        if len(wanted) == STEPS:
             alike.setdefault(_shared(wanted), []).append((wrong, number))
         if missing.total() == surplus.total() == 1:
             lost[_shared([*missing, *surplus])] += 1
     worst = sorted(shown, key=lambda pair: (-wrong_pairs[pair] / shown[pair], pair))
     return {
         "by_count": audit_by_count(verdicts),
+        "confirmed": confirmed,
         "by_label": {x: {"missed": missed[x], "asked": asked[x]} for x in LABELS},
         "sharing": {key: dataclasses.asdict(_share(rows)) for key, rows in alike.items()},
         "num_pairs": len(shown),
@@ -158,6 +163,32 @@ def failures(record: Record) -> dict[str, Any]:
         "pairs": [[*x, wrong_pairs[x], shown[x]] for x in worst[:WORST_PAIRS] if wrong_pairs[x]],
         "lost": dict(lost),
     }
+
+
+def score_triples(record: Record, name: str) -> dict[str, Any] | None:
+    """Score the pictures of a set's conditions of three objects.
+
+    Returns:
+        "exact_set"; "both", the share of these conditions in which two objects share a shape and
+        two a color. None if the set has no such condition.
+    """
+    verdicts = Verdicts(**record.get(f"{name}.pictures"))
+    triples = {i for i, labels in enumerate(verdicts.conditions) if len(labels) == STEPS}
+    if not triples:
+        return None
+    exact, _ = verdicts.ratios()["scores"]["exact_set"]
+    pairs = zip(exact.tolist(), verdicts.condition, strict=True)
+    found = _share([(right, number) for right, number in pairs if number in triples])
+    both = sum(_shared(verdicts.conditions[number]) == "both" for number in triples)
+    return {"exact_set": dataclasses.asdict(found), "both": both / len(triples)}
+
+
+def lowest_distances(record: Record) -> dict[str, float] | None:
+    """Return the smallest and the 5 % quantile of the pictures' nearest distances, if known."""
+    near = [
+        x for name in CONDITION_FILES for x in record.get(f"{name}.pictures").get("nearest") or ()
+    ]
+    return {"smallest": min(near), "twentieth": float(np.quantile(near, 0.05))} if near else None
 
 
 def listing(*parts: Any) -> str:

@@ -49,8 +49,11 @@ def draw_figures(
     if "ceiling" in records:
         charts["beside.webp"] = draw_beside(records, results, data)
     frames = plots.split_grid(read_picture(results / "ours" / "denoising.png"))
+    states = [*ours.get("test.timesteps"), 0]
+    shown = np.linspace(0, len(states) - 1, len(frames)).round().astype(int)
+    times = [f"t = {states[i]}" for i in shown]
     charts |= {
-        "denoising.webp": plots.picture_grid(frames, columns=FRAMES_A_ROW),
+        "denoising.webp": plots.picture_grid(frames, times, columns=FRAMES_A_ROW),
         "training.svg": plots.training_curve(read_log(results / "ours" / "log.jsonl")),
         "by_objects.svg": draw_by_objects(records),
         "missed.svg": draw_missed(failures(ours)),
@@ -116,7 +119,11 @@ def draw_twins(records: dict[str, Record], results: Path) -> dict[str, plots.Cha
     strips = {name: read_picture(results / name / "samples.png") for name in twins}
     count = len(SAMPLED)
     last = [plots.split_grid(strip)[-count:] for strip in strips.values()]
-    captions = [name.removeprefix("twin-") * (i == 0) for name in twins for i in range(count)]
+    captions = [
+        [name.removeprefix("twin-")] * (i == 0) + list(SAMPLED[i]) * (name == [*twins][-1])
+        for name in twins
+        for i in range(count)
+    ]
     return {
         "twins.svg": plots.learning_curves(twins),
         "twin_samples.webp": plots.picture_grid(np.concatenate(last), captions, columns=count),

@@ -447,7 +447,7 @@ def test_later_starts_ask_after_the_folder_not_after_its_files(course_root, monk
 @pytest.mark.parametrize("count", [499, 500])
 def test_reading_many_pictures_shows_a_bar(capsys, count):
     """In notebooks too, where standard error is no terminal."""
-    assert list(lab7.dataset.in_threads(str, range(count), "reading", anywhere=True))[3] == "3"
+    assert list(lab7.dataset.in_threads(str, range(count), "reading", always_show=True))[3] == "3"
     assert ("reading" in capsys.readouterr().err) == (count == 500)
     list(lab7.dataset.in_threads(str, range(count), "unpacking"))
     assert not capsys.readouterr().err

@@ -23,7 +23,6 @@ from workshop.records import require_name
 from workshop.study.recording import require_same_pictures
 
 PARTS = ("scores", "audit", "agreement", "fidelity")  # of what records say of pictures
-_WORDS = {"top_k": "top-k", "f1": "F1"}
 MOST_FAILURES = 64  # pictures that are shown of a set
 
 Sets = dict[str, list[tuple[str, ...]]]  # conditions, by the name of their set
@@ -55,6 +54,8 @@ def check_places(
         raise UserError("--record is for a generator: leave it out with --images")
     require_writable(failures)
     if record is not None:
+        if data.pictures is None:
+            raise UserError("--record needs the training pictures: name theirs by --pictures")
         require_writable(results / require_name(record))
         require_same_pictures(checkpoint, data)
 
@@ -150,7 +151,7 @@ def score_table(sets: Mapping[str, Mapping[str, Any]]) -> str:
     rows = {"": list(sets)}
     for part in (part for part in PARTS if part in found[0]):
         for name in vars(found[0][part]):
-            words = _WORDS.get(name, name.removeprefix("num_").replace("_", " "))
+            words = plots.words(name.removeprefix("num_"))
             rows[words] = [_cell(getattr(metrics[part], name)) for metrics in found]
     lines = [[f"{words:16}", *(f"{cell:30}" for cell in cells)] for words, cells in rows.items()]
     return "\n".join("  ".join(line).rstrip() for line in lines)

@@ -194,6 +194,7 @@ def record_sweep(
         raise UserError("no guidance scales to try: give at least one")
     for folder in (root / name, *([checkpoint] if keep else [])):
         require_writable(folder)
+    data_sha256 = _data_hash(data)  # before anything is drawn: it needs the pictures
     samplers = [scheduler_name(convert_scheduler(pipeline.scheduler, x)) for x in schedulers]
     own, own_steps = scheduler_name(pipeline.scheduler), pipeline.config.num_inference_steps
     # Some settings are in more than one list.
@@ -207,7 +208,7 @@ def record_sweep(
         "steps": [row(own, count, best) for count in step_counts],
         "schedulers": [row(sampler, own_steps, best) for sampler in samplers],
         "best_guidance": best,
-        "data_sha256": _data_hash(data),
+        "data_sha256": data_sha256,
     }
     if keep:
         pipeline.register_to_config(guidance_scale=best)

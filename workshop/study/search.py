@@ -90,7 +90,7 @@ def search_sampler(
     """Choose the cheapest candidate whose scores cannot be told from those of the default.
 
     Args:
-        draw: See `draw_candidate`, without what it takes from the log on.
+        draw: `draw_candidate` with `log` and what follows bound.
         conditions: Those to choose on, so not the test's.
         candidates: What is tried; the first is the default until now.
         yardstick: Drawn once for each condition of the screen, beside the choice; None: nothing.
@@ -144,10 +144,11 @@ def record_search(
     for folder in (root / require_name(name), output, *([checkpoint] if keep else [])):
         require_writable(folder)
     weights = checkpoint / "unet"  # beside them lie the settings, which the choice changes
+    pipeline = load_pipeline(checkpoint, device)
     draw = functools.partial(
         draw_candidate,
         log=output / f"{file_hash(weights)[:12]}.jsonl",
-        pipeline=load_pipeline(checkpoint, device),
+        pipeline=pipeline,
         evaluator=Evaluator.load(device=device),
         auditor=Auditor.load(device=device),
     )
@@ -157,7 +158,7 @@ def record_search(
     if keep:
         if found["chosen"].timestep_shift != 1:
             raise UserError(f"{found['chosen']} has a shift, which no pipeline can be saved with")
-        save_pipeline(_pipeline(draw.keywords["pipeline"], found["chosen"]), checkpoint)
+        save_pipeline(_pipeline(pipeline, found["chosen"]), checkpoint)
     return found
 
 
