@@ -48,12 +48,8 @@ def draw_figures(
         }
     if "ceiling" in records:
         charts["beside.webp"] = draw_beside(records, results, data)
-    frames = plots.split_grid(read_picture(results / "ours" / "denoising.png"))
-    states = [*ours.get("test.timesteps"), 0]
-    shown = np.linspace(0, len(states) - 1, len(frames)).round().astype(int)
-    times = [f"t = {states[i]}" for i in shown]
     charts |= {
-        "denoising.webp": plots.picture_grid(frames, times, columns=FRAMES_A_ROW),
+        "denoising.webp": draw_denoising(results / "ours" / "denoising.png", ours),
         "training.svg": plots.training_curve(read_log(results / "ours" / "log.jsonl")),
         "by_objects.svg": draw_by_objects(records),
         "missed.svg": draw_missed(failures(ours)),
@@ -102,6 +98,13 @@ def draw_grid(
 def counted_labels(record: Record, name: str) -> list[list[str]]:
     """Return the labels of the objects that the auditor finds in each picture of a set."""
     return label_names(record.get(f"{name}.pictures.counted"))
+
+
+def draw_denoising(row: Path, ours: Record) -> plots.Chart:
+    """Show the states of the reverse process that a denoising row holds, with their time steps."""
+    frames, times = plots.split_grid(read_picture(row)), [*ours.get("test.timesteps"), 0]
+    shown = np.linspace(0, len(times) - 1, len(frames)).round().astype(int)
+    return plots.picture_grid(frames, [f"t = {times[i]}" for i in shown], columns=FRAMES_A_ROW)
 
 
 def draw_examples(records: dict[str, Record], results: Path) -> plots.Chart:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from lab7.evaluator import Evaluator, build_network
 from lab7.labels import encode
 from lab7.layouts import ROOT
+from lab7.pipeline import ConditionalDDPMPipeline
 from workshop.judges.fooling import log_probability_gradient
 
 CONDITIONS = [["red cube"], ["blue sphere", "gray cube"]]
@@ -30,6 +31,10 @@ def evaluator():
     return Evaluator(build_network(), "cpu")
 
 
+def copy(pipeline):
+    return ConditionalDDPMPipeline(pipeline.unet, pipeline.scheduler, **pipeline.settings())
+
+
 def draw(pipeline, **given):
     return pipeline(CONDITIONS, output_type="pt", progress=False, **given).images
 
@@ -47,7 +52,7 @@ def test_the_gradient_is_that_of_the_log_probability(evaluator):
 
 
 def test_without_scale_the_pictures_are_the_pipelines(guide, pipeline, evaluator):
-    guided = guide(pipeline, evaluator, 0.0)
+    guided = guide(copy(pipeline), evaluator, 0.0)
     assert guided.settings() == pipeline.settings()
     assert torch.allclose(draw(guided), draw(pipeline), atol=1e-5)
 
@@ -56,11 +61,11 @@ def test_guidance_raises_what_the_evaluator_says(guide, pipeline, evaluator):
     labels = encode(CONDITIONS)
     losses = [
         F.binary_cross_entropy(evaluator.predict(draw(drawing)), labels)
-        for drawing in (pipeline, guide(pipeline, evaluator, 5.0))
+        for drawing in (pipeline, guide(copy(pipeline), evaluator, 5.0))
     ]
     assert losses[1] < losses[0] - 0.001
 
 
 def test_a_guided_picture_does_not_depend_on_its_batch(guide, pipeline, evaluator):
-    guided = guide(pipeline, evaluator, 5.0)
+    guided = guide(copy(pipeline), evaluator, 5.0)
     assert torch.allclose(draw(guided, batch_size=1), draw(guided, batch_size=2), atol=1e-4)

@@ -49,7 +49,7 @@ def test_drawing_has_boxes_and_arrows():
 
 
 def test_scrubber_shows_one_of_all_and_needs_no_script():
-    pictures = torch.linspace(-1, 1, 3).view(3, 1, 1, 1).expand(3, 3, 8, 8)
+    pictures = torch.linspace(-1, 1, 3).view(3, 1, 1, 1).expand(3, 3, 64, 64)
     one, other = (scrubber(p, ["a", "b", "c"])._repr_html_() for p in (pictures, -pictures))
     assert one.count("<img") == 3 and one.count(" checked") == 1 and "<script" not in one
     groups = [set(re.findall('name="(.*?)"', html)) for html in (one, other)]
@@ -58,6 +58,8 @@ def test_scrubber_shows_one_of_all_and_needs_no_script():
 
 @pytest.mark.parametrize("count, shown", [(3, 3), (20, 8)])
 def test_scrubber_has_a_strip_for_viewers_without_html(count, shown):
-    pictures = torch.zeros(count, 3, 8, 16)
-    strip = scrubber(pictures, ["t"] * count)._repr_png_()
-    assert Image.open(io.BytesIO(strip)).size == (16 * shown, 8)
+    made = scrubber(torch.zeros(count, 3, 64, 64), [f"t = {number}" for number in range(count)])
+    captions = [text.get_text() for text in made.strip.axes[0].texts]
+    assert len(captions) == shown and captions[0] == "t = 0" and captions[-1] == f"t = {count - 1}"
+    drawn, _ = made._repr_png_()
+    assert Image.open(io.BytesIO(drawn)).format == "PNG"
