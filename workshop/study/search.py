@@ -1,11 +1,13 @@
 """The search for the cheapest way to sample: candidates drawn on valid.json, and what is chosen.
 
-1. Each candidate draws every second condition under two seeds; those worse than the best are out.
-2. The others, from the cheapest on, draw all conditions, seed by seed, beside the default until
-   now, the best of `sweep`. One is out once it is worse; the first that is not is chosen.
+1. Each candidate draws every condition under three seeds; the three best are finalists.
+2. These draw under eight seeds, beside the default until now, the best of `sweep`. The cheapest
+   that is not worse than the default is chosen.
 
 Worse is what the evaluator can tell from the other: the interval of the paired difference in top-k
-or exact set is below 0. What the auditor says is written down, and decides nothing.
+or exact set is below 0. It is asked once, after all seeds: an interval that is looked at after each
+seed sooner or later leaves out 0 by luck. What the auditor says is written down, and decides
+nothing.
 """
 
 import dataclasses
@@ -35,7 +37,7 @@ from lab7.scoring import Conditions, Verdicts, draw_and_judge, score_verdicts
 from workshop.records import file_hash, require_name, write_record
 
 SCORES = ("top_k", "exact_set")  # that decide, the first before the second
-SCREENED = 2  # seeds
+SCREENED, FINALISTS = 3, 3  # seeds of the screen; who is left after it, beside the default
 _LOGGED = (*SETTINGS, "timesteps", "pictures")
 _LISTS = ("condition", "seed", "hits", "seen", "counted")  # of verdicts, an entry for each picture
 
@@ -93,25 +95,23 @@ def search_sampler(
         draw: `draw_candidate` with `log` and what follows bound.
         conditions: Those to choose on, so not the test's.
         candidates: What is tried; the first is the default until now.
-        yardstick: Drawn once for each condition of the screen, beside the choice; None: nothing.
-        seeds: Of the finals, at most.
+        yardstick: Drawn once for each condition, beside the choice; None: nothing.
+        seeds: Of the finals.
 
     Returns:
         "screen", "finals" and "yardstick": rows, see `describe`; "chosen": the candidate.
     """
-    some, default = conditions[::2], candidates[0]
-    screen = [draw(candidate, some, SCREENED) for candidate in candidates]
-    best = max(screen, key=lambda row: (*_scores(row), -row["passes"]))
-    kept = [row for row in screen if row["candidate"] == default or not is_worse(row, best)]
-    finals = []
-    for row in sorted(kept, key=lambda row: (row["passes"], *(-x for x in _scores(row)))):
-        finals.append(_compare(draw, row["candidate"], default, conditions, seeds))
-        if not finals[-1]["worse"]:
-            chosen = row["candidate"]
-            break
-    found = {"screen": [describe(row, best) for row in screen], "finals": finals, "chosen": chosen}
+    default = candidates[0]
+    screen = [draw(candidate, conditions, min(SCREENED, seeds)) for candidate in candidates]
+    best = sorted(screen[1:], key=lambda row: (*_scores(row), -row["passes"]))[-FINALISTS:]
+    finalists = [row["candidate"] for row in sorted(best, key=lambda row: row["passes"])]
+    rows = [draw(candidate, conditions, seeds) for candidate in (*finalists, default)]
+    finals = [describe(row, rows[-1]) for row in rows]
+    chosen = next(r["candidate"] for r, f in zip(rows, finals, strict=True) if not f["worse"])
+    found = {"screen": [describe(row, screen[0]) for row in screen], "finals": finals}
+    found["chosen"] = chosen
     if yardstick is not None:
-        rows = [draw(candidate, some, 1) for candidate in (yardstick, chosen)]
+        rows = [draw(candidate, conditions, 1) for candidate in (yardstick, chosen)]
         found["yardstick"] = [describe(row, rows[0]) for row in rows]
     return found
 
@@ -172,16 +172,16 @@ def print_search(found: dict[str, Any]) -> None:
     print(f"chosen: {found['chosen']}")
 
 
-def is_worse(row: Row, best: Row) -> bool:
+def is_worse(row: Row, default: Row) -> bool:
     """Say whether the interval of a deciding score's paired difference is below 0."""
-    return any(_paired(row, best, score).high < 0 for score in SCORES)
+    return any(_paired(row, default, score).high < 0 for score in SCORES)
 
 
-def describe(row: Row, best: Row) -> dict[str, Any]:
+def describe(row: Row, default: Row) -> dict[str, Any]:
     """Return a row of the record.
 
     It has the candidate, its "passes" of the network a picture, the scores, the auditor's
-    "exact_scene", how the deciding scores differ from the best's, and every picture's verdict.
+    "exact_scene", how the deciding scores differ from the default's, and every picture's verdict.
     """
     found = score_verdicts(row["pictures"])
     return {
@@ -190,8 +190,8 @@ def describe(row: Row, best: Row) -> dict[str, Any]:
         "passes": row["passes"],
         **{score: getattr(found["scores"], score) for score in SCORES},
         "exact_scene": found["audit"].exact_scene,
-        "difference": {score: _paired(row, best, score) for score in SCORES},
-        "worse": is_worse(row, best),
+        "difference": {score: _paired(row, default, score) for score in SCORES},
+        "worse": is_worse(row, default),
         "pictures": row["pictures"],
     }
 
@@ -256,19 +256,8 @@ def _pipeline(pipeline: ConditionalDDPMPipeline, candidate: Candidate) -> Condit
     return made
 
 
-def _compare(
-    draw: Draw, candidate: Candidate, default: Candidate, conditions: Conditions, seeds: int
-) -> Row:
-    """Describe a candidate beside the default, after as many seeds as it takes to be worse."""
-    for count in range(min(SCREENED, seeds), seeds + 1):
-        rows = [draw(one, conditions, count) for one in (candidate, default)]
-        if is_worse(*rows):
-            break
-    return describe(*rows)
-
-
-def _paired(row: Row, best: Row, score: str) -> Estimate:
-    ratios = [one["pictures"].ratios()["scores"][score] for one in (row, best)]
+def _paired(row: Row, default: Row, score: str) -> Estimate:
+    ratios = [one["pictures"].ratios()["scores"][score] for one in (row, default)]
     return difference(*ratios, row["pictures"].condition)
 
 
