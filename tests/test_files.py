@@ -61,6 +61,8 @@ def test_weights_that_cannot_be_written(tmp_path):
 def test_unknown_names_get_the_nearest():
     message = "unknown sampler 'DDIN': did you mean 'ddim'? Choose one of ddpm, ddim"
     assert str(unknown("sampler", "DDIN", ("ddpm", "ddim"))) == message
+    message = "unknown sampler 'ddim': did you mean 'DDIM'? Choose one of DDPM, DDIM"
+    assert str(unknown("sampler", "ddim", ("DDPM", "DDIM"))) == message, "whatever their case"
     message = "unknown sampler 'ddin': did you mean 'ddim'? One of two"
     assert str(unknown("sampler", "ddin", ("ddpm", "ddim"), "One of two")) == message
     assert str(unknown("record", "ours", [])) == "unknown record 'ours': there is none"

@@ -13,7 +13,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import SCENES, write_course
+from conftest import SCENES, write_course, write_label_files
 from PIL import Image
 
 from lab7.__main__ import main
@@ -622,3 +622,16 @@ def test_labels_and_conditions_exclude_each_other(run, tiny, tmp_path):
     assert_fails(run(*both), "--conditions")
     (tmp_path / "0.png").touch()
     assert_fails(run("evaluate", "--images", tmp_path, *tiny[2:]), "--conditions")
+
+
+def test_a_record_needs_the_training_pictures_before_anything_is_drawn(
+    run, tiny, tmp_path, monkeypatch
+):
+    files = tmp_path / "file"
+    files.mkdir()
+    write_label_files(files)
+    for module in ("evaluation", "recording"):
+        monkeypatch.setattr(f"workshop.study.{module}.draw_and_judge", None)
+    given = ["--data", files, "--results", tmp_path / "results", *tiny]
+    assert_fails(run("evaluate", "--record", "mine", *given), "training pictures", "--pictures")
+    assert_fails(run("sweep", *given), "pictures", "--pictures")

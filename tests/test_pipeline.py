@@ -363,3 +363,8 @@ def test_a_file_cannot_name_code_to_run(saved, tmp_path, monkeypatch):
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         make_pipeline()(**{"conditions": CONDITIONS, "progress": False} | arguments)
+
+
+def test_a_saved_pipeline_is_found_below_the_home(saved_pipeline, monkeypatch):
+    monkeypatch.setenv("HOME", str(saved_pipeline.parent))
+    assert load_pipeline(f"~/{saved_pipeline.name}", "cpu").unet.config.sample_size == 64

@@ -145,6 +145,8 @@ def test_another_configuration_is_refused_with_all_differences(tmp_path):
 
 def test_a_finished_run_can_be_extended_and_an_unfinished_one_not(tmp_path):
     run(tmp_path, SMOKE)
+    with pytest.raises(UserError, match="num_steps = 4, not 2"):
+        run(tmp_path, replace(SMOKE, num_steps=2))
     run(tmp_path, replace(SMOKE, num_steps=6))
     assert steps(tmp_path)[-1] == 6 and load_latest(tmp_path / "states")["step"] == 6
     run(tmp_path / "other", LONG, max_seconds=1e-6)
@@ -169,6 +171,13 @@ def test_a_full_disk_keeps_the_last_state(tmp_path, monkeypatch):
     assert len(list((tmp_path / "states").iterdir())) == 2
     run(tmp_path, SHORT)
     assert steps(tmp_path) == list(range(1, SHORT.num_steps + 1))
+
+
+def test_what_is_begun_anew_has_nothing_of_the_run_before(tmp_path):
+    run(tmp_path, SHORT)
+    (tmp_path / "milestones.json").write_text("[]")
+    run(tmp_path, replace(SHORT, seed=1, num_steps=2), resume=False)
+    assert steps(tmp_path) == [1, 2] and not (tmp_path / "milestones.json").exists()
 
 
 def test_a_row_cut_short_is_written_again(tmp_path):

@@ -369,5 +369,7 @@ def test_all_trainings_of_an_experiment_are_compared():
     ]
     assert rows[0].difference.value == pytest.approx(0.4)
     assert rows[0].difference.low < 0.4 < rows[0].difference.high
+    with pytest.raises(ValueError, match="two different records are named 'cosine'"):
+        compare_paired(made[:1], [make("cosine", first_seed=7)])
     with pytest.raises(ValueError, match="unknown record 'cosin': did you mean 'cosine'"):
         trainings(records, "cosin")

@@ -446,6 +446,7 @@ train(config, pictures, sys.argv[1], progress=False, device="cpu")
     ("values", "message"),
     [
         ({"batch_size": 0}, "batch_size 0 must be above 0"),
+        ({"num_steps": None}, "num_steps None must be above 0"),
         ({"label_dropout": 1.5}, "label_dropout 1.5 is not within 0 … 1"),
         ({"precision": "float16", "optimizer": "muon"}, "precision 'float16' is not for 'muon'"),
         ({"precision": "fp16"}, "unknown precision 'fp16': did you mean 'float16'. Choose .* auto"),
