@@ -202,5 +202,4 @@ def label_ratios(
 
 def default_weights(root: Root = None) -> Path:
     """Return the weights that `Evaluator.load()` takes for a data folder, see `find_layout`."""
-    evaluators = find_layout(root).evaluators
-    return only(evaluators, "evaluators", "--evaluator") or WEIGHTS
+    return only(find_layout(root).evaluators, "evaluators", "--evaluator") or WEIGHTS

@@ -91,7 +91,7 @@ def picture_grid(
     """Show pictures side by side, each pixel a sharp square.
 
     Args:
-        images: (N, 3, 64, 64), float in [-1, 1] or uint8; tensor or array.
+        images: (N, 3, H, W), float in [-1, 1] or uint8; tensor or array.
         captions: For each picture its labels, or one text.
         seen: For each picture the labels that a judge sees, each as often as it occurs. Labels of
             the caption that it does not see get a cross, others that it sees are added with a
@@ -104,8 +104,9 @@ def picture_grid(
     if seen is not None:
         lines = [_compare(wanted, found) for wanted, found in zip(lines, seen, strict=True)]
     rows = [lines[start : start + columns] for start in range(0, len(lines), columns)]
-    pitch, margin = IMAGE_SIZE + _GAP, _MARGIN if captions else 0
-    tops = np.cumsum([0, *(pitch + _LINE * max(map(len, row)) + margin for row in rows)])
+    (tall, wide), margin = pictures.shape[1:3], _MARGIN if captions else 0
+    pitch = wide + _GAP
+    tops = np.cumsum([0, *(tall + _GAP + _LINE * max(map(len, row)) + margin for row in rows)])
     height, width = tops[-1] - _GAP, columns * pitch - _GAP
     sheet = np.full((height, width, 3), 255, np.uint8)
     chart = Chart(figsize=(_PIXEL * width, _PIXEL * height))
@@ -113,11 +114,11 @@ def picture_grid(
     options = {"size": 6 * max(1, columns / 8), "ha": "center", "va": "top"}  # wide: shown smaller
     for index, picture in enumerate(pictures):
         top, left = tops[index // columns], index % columns * pitch
-        sheet[top : top + IMAGE_SIZE, left : left + IMAGE_SIZE] = picture
+        sheet[top : top + tall, left : left + wide] = picture
         for number, text in enumerate(lines[index]):
             color = ORANGE if text.startswith(("✗", "+")) else INK
-            y = top + IMAGE_SIZE + 4 + number * _LINE
-            axes.text(left + IMAGE_SIZE / 2, y, text, color=color, **options)
+            y = top + tall + 4 + number * _LINE
+            axes.text(left + wide / 2, y, text, color=color, **options)
     axes.imshow(sheet, interpolation="nearest", aspect="auto", extent=(0, width, height, 0))
     return chart
 
