@@ -172,7 +172,11 @@ class Lab:
     def close(self) -> None:
         """Stop the server, and its kernels with it."""
         self.process.terminate()
-        self.process.wait(30)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:  # it waits for a kernel that still draws
+            self.process.kill()
+            self.process.wait()
         self.log.close()
 
 
