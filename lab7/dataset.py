@@ -250,9 +250,8 @@ def _decode_folder(folder: Path, names: Sequence[str]) -> np.ndarray:
         )
     images = np.empty((len(names), *PICTURE_SHAPE), np.uint8)
     paths = [folder / name for name in names]
-    for row, picture in enumerate(
-        in_threads(_read_png, paths, "reading pictures", always_show=True)
-    ):
+    pictures = in_threads(_read_png, paths, "reading pictures", always_show=True)
+    for row, picture in enumerate(pictures):
         images[row] = picture
     return images
 

@@ -172,11 +172,6 @@ def print_search(found: dict[str, Any]) -> None:
     print(f"chosen: {found['chosen']}")
 
 
-def is_worse(row: Row, default: Row) -> bool:
-    """Say whether the interval of a deciding score's paired difference is below 0."""
-    return any(_paired(row, default, score).high < 0 for score in SCORES)
-
-
 def describe(row: Row, default: Row) -> dict[str, Any]:
     """Return a row of the record.
 
@@ -184,14 +179,15 @@ def describe(row: Row, default: Row) -> dict[str, Any]:
     "exact_scene", how the deciding scores differ from the default's, and every picture's verdict.
     """
     found = score_verdicts(row["pictures"])
+    apart = {score: _paired(row, default, score) for score in SCORES}
     return {
         "name": str(row["candidate"]),
         **asdict(row["candidate"]),
         "passes": row["passes"],
         **{score: getattr(found["scores"], score) for score in SCORES},
         "exact_scene": found["audit"].exact_scene,
-        "difference": {score: _paired(row, default, score) for score in SCORES},
-        "worse": is_worse(row, default),
+        "difference": apart,
+        "worse": any(gap.high < 0 for gap in apart.values()),
         "pictures": row["pictures"],
     }
 
