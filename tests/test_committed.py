@@ -8,16 +8,18 @@ from lab7.diffusion import scheduler_name
 from lab7.evaluator import WEIGHTS
 from lab7.experiments import get_experiment
 from lab7.layouts import ROOT
-from lab7.pipeline import GENERATOR_DIR, load_pipeline
+from lab7.pipeline import GENERATOR_DIR, SETTINGS, load_pipeline
 from lab7.records import read_record, read_records
 from report.build import README_MARKS, accuracy_table, build
 from workshop.records import file_hash
 
 REFRESH = "run `make report`"
+UNET = GENERATOR_DIR / "unet"  # what is drawn with; the settings beside it are chosen by search
 
 
 @pytest.mark.parametrize(
-    ("name", "weights"), [("evaluator", WEIGHTS), ("ours", GENERATOR_DIR), ("sweep", GENERATOR_DIR)]
+    ("name", "weights"),
+    [("evaluator", WEIGHTS), *((name, UNET) for name in ("ours", "sweep", "search-sampler"))],
 )
 def test_records_are_of_the_committed_weights(name, weights):
     assert read_record(name).environment["weights_sha256"] == file_hash(weights)
@@ -27,9 +29,9 @@ def test_settings_are_those_that_were_best_on_valid():
     config, pipeline, sweep = get_experiment("ours").config, load_pipeline(), read_record("sweep")
     shipped = pipeline.config
     assert shipped.guidance_scale == config.guidance_scale == sweep.get("best_guidance")
-    last = pipeline.scheduler.config.num_train_timesteps - 1
-    assert shipped.guidance_interval == (config.guidance_interval or [0, last])
-    assert shipped.num_inference_steps == config.num_inference_steps <= 25
+    chosen = read_record("search-sampler").get("chosen")
+    for name in SETTINGS:
+        assert getattr(shipped, name) == getattr(config, name) == chosen[name], name
     best = max(sweep.get("schedulers"), key=lambda row: row["top_k"]["value"])
     assert scheduler_name(pipeline.scheduler) == config.scheduler == best["scheduler"]
 

@@ -112,7 +112,7 @@ def check_student(student_id: str, name: str) -> tuple[str, str]:
 def _record_of(checkpoint: Path, results: Path) -> Record:
     """Read the record "ours", which the report is built from; it must be of `checkpoint`."""
     record = read_record("ours", results)
-    if record.environment.get("weights_sha256") != file_hash(checkpoint):
+    if record.environment.get("weights_sha256") != file_hash(checkpoint / "unet"):
         raise UserError(
             f"the record 'ours' in {results} is of other weights than {checkpoint}: run "
             f"python -m lab7 evaluate --checkpoint {checkpoint} --record ours --results {results}"

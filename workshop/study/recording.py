@@ -87,7 +87,7 @@ def record_generator(
             grids[key] = to_grid(images[: len(images) // found["repetitions"]])
     frames = denoising_frames(pipeline, **settings)
     grids["denoising"] = to_grid(frames, columns=len(frames))
-    folder = write_record(name, config, metrics, root, weights=checkpoint)
+    folder = write_record(name, config, metrics, root, weights=checkpoint / "unet")
     for key, sheet in grids.items():
         write_atomically(folder / f"{key}.png", lambda file, s=sheet: s.save(file, "PNG"))
     if trained_here:
@@ -213,7 +213,7 @@ def record_sweep(
     if keep:
         pipeline.register_to_config(guidance_scale=best)
         save_pipeline(pipeline, checkpoint)
-    write_record(name, {}, metrics, root, weights=checkpoint)
+    write_record(name, {}, metrics, root, weights=checkpoint / "unet")
     return metrics
 
 
