@@ -1,5 +1,6 @@
 """The diffusion process: noise schedules, what a network predicts, the loss, samplers by name."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import diffusers
@@ -96,25 +97,36 @@ def load_scheduler(folder: Path, class_name: str) -> diffusers.SchedulerMixin:
     return CLASSES[class_name].from_config(dict(read_json(folder / "scheduler_config.json")))
 
 
-def set_steps(scheduler: diffusers.SchedulerMixin, num_inference_steps: int) -> None:
+def set_steps(
+    scheduler: diffusers.SchedulerMixin,
+    num_inference_steps: int,
+    known: Sequence[int] | None = None,
+) -> None:
     """Set the time steps of the reverse process: as many different ones as asked for.
 
     Args:
         scheduler: What `convert_scheduler` made.
         num_inference_steps: 1 … T, for "unipcmultistep" 1 … T-1.
+        known: Time steps to choose from, falling, see `ConditionalUNet`.
 
     Raises:
-        UserError: If the number of steps is out of range.
+        UserError: If the number of steps is out of range, or "unipcmultistep" is given `known`.
     """
     total = scheduler.config.num_train_timesteps
     # UniPC takes no time steps but those it sets itself, and these leave t = 0 out.
-    longest = total - 1 if isinstance(scheduler, UniPCMultistepScheduler) else total
+    inflexible = isinstance(scheduler, UniPCMultistepScheduler)
+    if known and inflexible:
+        raise UserError(f"this network is for the time steps {known} alone: take the sampler ddpm")
+    longest = len(known) if known else total - inflexible
     if not 1 <= num_inference_steps <= longest:
         nearest = min(max(num_inference_steps, 1), longest)
         raise UserError(
             f"num_inference_steps {num_inference_steps} is not within 1 … {longest} for "
             f"{scheduler_name(scheduler)}: the nearest is {nearest}"
         )
+    if known:
+        chosen = [known[len(known) * i // num_inference_steps] for i in range(num_inference_steps)]
+        return scheduler.set_timesteps(timesteps=chosen)
     scheduler.set_timesteps(num_inference_steps)
     if len(set(scheduler.timesteps.tolist()) - {-1}) < len(scheduler.timesteps):
         # Rounding errors gave DDPM a step at t = -1 (61 of 1000, for instance), or DPM-Solver has

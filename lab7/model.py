@@ -50,6 +50,7 @@ class ConditionalUNet(UNet2DModel):
         scaling_factor: What pictures in [-1, 1] are multiplied by before noise is added (Chen
             2023, “On the importance of noise scheduling”, section 2.2). The network itself does
             not use it; it is saved with it, for training and sampling have to agree on it.
+        timesteps: Those that a distilled network knows, the noisiest first; None: all.
         unet_options: More arguments of diffusers' UNet2DModel, for networks that were made
             elsewhere, such as `{"act_fn": "gelu"}`.
 
@@ -74,6 +75,7 @@ class ConditionalUNet(UNet2DModel):
         condition: str = "embedding",
         patch_size: int = 1,
         scaling_factor: float = 1.0,
+        timesteps: list[int] | None = None,
         unet_options: dict[str, Any] | None = None,
     ):
         _check(condition, sample_size, patch_size * 2 ** (len(block_out_channels) - 1))

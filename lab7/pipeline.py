@@ -18,7 +18,7 @@ from lab7 import diffusion
 from lab7.dataset import to_uint8
 from lab7.devices import choose_device
 from lab7.errors import MissingFileError, UserError, unknown, user_files
-from lab7.files import read_json, user_path
+from lab7.files import read_json, require_place, user_path
 from lab7.labels import NUM_LABELS, encode, parse_condition
 from lab7.layouts import DATA_DIR
 from lab7.model import ConditionalUNet
@@ -170,14 +170,14 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
         steps, guidance_scale, (low, high) = self.settings(**settings).values()
         config, cond = self.unet.config, cond.to(self.device)
         sampler, scale = diffusion.scheduler_name(self.scheduler), config.scaling_factor
-        diffusion.set_steps(self.scheduler, steps)
+        diffusion.set_steps(self.scheduler, steps, config.timesteps)
         generators = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
         extra = {"generator": generators} if sampler in diffusion.STOCHASTIC else {}
         shape = (config.in_channels, config.sample_size, config.sample_size)
         xt = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
         for t in self.scheduler.timesteps:
             weight = guidance_scale if low <= t <= high else 1
-            prediction = self._predict(xt, t.to(self.device), cond, weight)
+            prediction = self.predict(xt, t.to(self.device), cond, weight)
             x0 = diffusion.predict_x0(self.scheduler, prediction, int(t), xt) / scale
             x0 = x0.clamp(-1, 1)  # where guidance, and errors at high noise, drive it out
             clipped = diffusion.prediction_of(self.scheduler, x0 * scale, int(t), xt)
@@ -190,7 +190,7 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
             yield int(t), xt, x0, xt_next / scale
             xt = xt_next
 
-    def _predict(self, xt: Tensor, t: Tensor, cond: Tensor, guidance_scale: float) -> Tensor:
+    def predict(self, xt: Tensor, t: Tensor | int, cond: Tensor, guidance_scale: float) -> Tensor:
         """Predict with guidance; both predictions in one batch."""
         if guidance_scale == 1:
             return self.unet(xt, t, cond).sample
@@ -280,8 +280,7 @@ def save_pipeline(pipeline: ConditionalDDPMPipeline, path: str | Path, half: boo
         UserError: If the folder holds something else.
     """
     path = Path(path)
-    if path.exists() and not (path / "model_index.json").is_file():
-        raise UserError(f"{path} is not a saved generator, so it is not replaced by one")
+    require_generator_place(path)
     unet = ConditionalUNet.from_config(pipeline.unet.config)
     unet = unet.half() if half else unet
     unet.load_state_dict(pipeline.unet.state_dict())
@@ -294,6 +293,17 @@ def save_pipeline(pipeline: ConditionalDDPMPipeline, path: str | Path, half: boo
             os.replace(unfinished, path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def require_generator_place(path: Path) -> None:
+    """Find out whether a pipeline could be saved as a folder.
+
+    Raises:
+        UserError: The folder holds something else, or see `require_place`.
+    """
+    require_place(path)
+    if path.exists() and not (path / "model_index.json").is_file():
+        raise UserError(f"{path} is not a saved generator, so it is not replaced by one")
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:

@@ -12,7 +12,15 @@ from lab7.errors import UserError
 from lab7.layouts import ROOT
 from workshop import options
 from workshop.course.commands import adopt, export, handin
-from workshop.study.commands import evaluate, experiments, sample, search, sweep, train
+from workshop.study.commands import (
+    distill,
+    evaluate,
+    experiments,
+    sample,
+    search,
+    sweep,
+    train,
+)
 
 
 def render(
@@ -203,6 +211,7 @@ COMMANDS = (
     adopt,
     export,
     search,
+    distill,
     sweep,
     train_evaluator,
     train_auditor,
