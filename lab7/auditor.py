@@ -79,12 +79,9 @@ class AuditorNetwork(nn.Module):
         super().__init__()
         a, b, c, d = WIDTHS
         self.stem = nn.Conv2d(3, a, 3, padding=1)
+        levels = ((a, b, 1), (b, c, 2), (c, d, 2))  # channels in and out, and blocks
         self.down = nn.ModuleList(
-            [
-                nn.Sequential(_down(a, b), _Block(b)),
-                nn.Sequential(_down(b, c), _Block(c), _Block(c)),
-                nn.Sequential(_down(c, d), _Block(d), _Block(d)),
-            ]
+            nn.Sequential(_down(x, y), *[_Block(y) for _ in range(n)]) for x, y, n in levels
         )
         self.across = nn.ModuleList([nn.Conv2d(d, c, 1), nn.Conv2d(c, b, 1)])
         self.up = nn.ModuleList([_Block(c), _Block(b)])
@@ -188,10 +185,8 @@ def scene_ratios(counts: Tensor, wanted: Tensor) -> dict[str, tuple[Tensor, Tens
         UserError: Other shapes.
     """
     if counts.shape != wanted.shape or counts.shape[1:] != (NUM_LABELS,):
-        raise UserError(
-            f"counts must both be (B, {NUM_LABELS}), not {tuple(counts.shape)} and "
-            f"{tuple(wanted.shape)}"
-        )
+        shapes = f"{tuple(counts.shape)} and {tuple(wanted.shape)}"
+        raise UserError(f"counts must both be (B, {NUM_LABELS}), not {shapes}")
     counts, wanted = counts.long(), wanted.long()
     surplus = counts.sum(1) - wanted.sum(1)
     exact = (counts == wanted).all(1)

@@ -59,9 +59,7 @@ def save_state(folder: str | Path, step: int, state: dict[str, Any], keep: int =
         write_atomically(path, content)
     except UserError as error:
         size = f"{len(content) / 1e6:.0f} MB"
-        raise UserError(
-            f"no training state of {size} could be saved in {folder}: {error}"
-        ) from error
+        raise UserError(f"no state of {size} could be saved in {folder}: {error}") from error
     _drop_old(path, keep)
     return path
 
@@ -229,9 +227,7 @@ def _require_same_run(
             return
     if changed:
         differences = "; ".join(f"{n} = {before.get(n)}, not {now[n]}" for n in changed)
-        raise UserError(
-            f"{folder} holds a run with {differences}: choose another folder, or do not resume"
-        )
+        raise UserError(f"{folder} holds a run with {differences}: take another, or do not resume")
 
 
 def _trim_log(path: Path, step: int) -> None:

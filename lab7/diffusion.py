@@ -5,12 +5,9 @@ from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    UniPCMultistepScheduler,
-)
+from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DPMSolverMultistepScheduler as DPMSolver
+from diffusers import UniPCMultistepScheduler as UniPC
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,10 +24,10 @@ _SOLVER = {"lambda_min_clipped": -5.1}
 _SDE = _SOLVER | {"algorithm_type": "sde-dpmsolver++"}
 SAMPLERS = {
     "ddpm": (DDPMScheduler, {"timestep_spacing": "trailing", "clip_sample": False}),
-    "ddim": (DPMSolverMultistepScheduler, _SOLVER | {"solver_order": 1}),
-    "dpmsolver++": (DPMSolverMultistepScheduler, _SOLVER),
-    "sde-dpmsolver++": (DPMSolverMultistepScheduler, _SDE),
-    "unipcmultistep": (UniPCMultistepScheduler, {}),
+    "ddim": (DPMSolver, _SOLVER | {"solver_order": 1}),
+    "dpmsolver++": (DPMSolver, _SOLVER),
+    "sde-dpmsolver++": (DPMSolver, _SDE),
+    "unipcmultistep": (UniPC, {}),
 }
 STOCHASTIC = ("ddpm", "sde-dpmsolver++")  # those that add fresh noise at each step
 # By the names that saved pipelines hold; diffusers' own DDIM becomes "ddim" here.
@@ -75,7 +72,7 @@ def scheduler_name(scheduler: diffusers.SchedulerMixin) -> str:
         UserError: If it is none of the samplers offered.
     """
     name = _short(type(scheduler).__name__)
-    if isinstance(scheduler, DPMSolverMultistepScheduler):
+    if isinstance(scheduler, DPMSolver):
         name = "ddim" if scheduler.config.solver_order == 1 else scheduler.config.algorithm_type
     if name not in SAMPLERS:
         raise unknown("scheduler", name, SAMPLERS)
@@ -114,7 +111,7 @@ def set_steps(
     """
     total = scheduler.config.num_train_timesteps
     # UniPC takes no time steps but those it sets itself, and these leave t = 0 out.
-    inflexible = isinstance(scheduler, UniPCMultistepScheduler)
+    inflexible = isinstance(scheduler, UniPC)
     if known and inflexible:
         raise UserError(f"this network is for the time steps {known} alone: take the sampler ddpm")
     longest = len(known) if known else total - inflexible

@@ -138,12 +138,10 @@ class ConditionalUNet(UNet2DModel):
         return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
 
 
-def _check(condition: str, sample_size: int, smallest: int) -> None:
+def _check(condition: str, size: int, unit: int) -> None:
     """Refuse an unknown kind of condition, and pictures that cannot be halved at every level."""
     if condition not in CONDITIONS:
         raise unknown("condition", condition, CONDITIONS)
-    if sample_size % smallest:
-        nearest = max(smallest, round(sample_size / smallest) * smallest)
-        raise UserError(
-            f"sample_size {sample_size} is not a multiple of {smallest}: the nearest is {nearest}"
-        )
+    if size % unit:
+        nearest = max(unit, round(size / unit) * unit)
+        raise UserError(f"sample_size {size} is not a multiple of {unit}: the nearest is {nearest}")

@@ -26,9 +26,8 @@ from lab7.files import existing_file, user_path, write_atomically
 from lab7.labels import LABELS, encode, parse_labels
 from lab7.layouts import ROOT
 from lab7.picker_html import draw_marks, figure, is_right, verdict
-from lab7.pipeline import GENERATOR_DIR, SETTINGS, ConditionalDDPMPipeline, load_pipeline, to_pil
+from lab7.pipeline import FAST_DIR, SETTINGS, ConditionalDDPMPipeline, load_pipeline, to_pil
 
-FAST_DIR = GENERATOR_DIR.with_name("fast")
 STATIC = "LAB7_STATIC"  # environment variable: 1 shows a picture of the picker, not the widget
 # Shown instead; tests/test_picker_browser.py makes it anew.
 SCREENSHOT = ROOT / "notebooks" / "picker.png"
@@ -189,7 +188,10 @@ class LabelPicker(widgets.VBox):
         return [row.add_class(f"lab7-{name}") for name, row in rows.items()]
 
     def _use(self, full: bool) -> None:
-        settings = self.generators[full].settings()
+        generator = self.generators[full]
+        settings, known = generator.settings(), generator.known_timesteps
+        # Guidance is built into a distilled network.
+        self.steps.max, self.guidance.disabled = len(known or range(50)), known is not None
         _set(self.steps, settings["num_inference_steps"])
         _set(self.guidance, settings["guidance_scale"])
 

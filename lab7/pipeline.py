@@ -23,7 +23,7 @@ from lab7.labels import NUM_LABELS, encode, parse_condition
 from lab7.layouts import DATA_DIR
 from lab7.model import ConditionalUNet
 
-GENERATOR_DIR = DATA_DIR / "weights" / "generator"
+GENERATOR_DIR, FAST_DIR = DATA_DIR / "weights" / "generator", DATA_DIR / "weights" / "fast"
 # Of sampling, saved with a pipeline.
 SETTINGS = ("num_inference_steps", "guidance_scale", "guidance_interval")
 _WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -61,6 +61,11 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
             guidance_scale=guidance_scale,
             guidance_interval=guidance_interval or [0, sampler.config.num_train_timesteps - 1],
         )
+
+    @property
+    def known_timesteps(self) -> list[int] | None:
+        """The time steps that a distilled network knows, see `ConditionalUNet`; None: all."""
+        return getattr(self.unet.config, "timesteps", None)
 
     @torch.no_grad()
     def __call__(
@@ -143,10 +148,7 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
         low, high = found["guidance_interval"] = list(found["guidance_interval"])
         last = self.scheduler.config.num_train_timesteps - 1
         if not 0 <= low <= high <= last:
-            raise UserError(
-                f"guidance_interval {low} {high}: give the lowest and the highest time step with "
-                f"guidance, within 0 … {last}"
-            )
+            raise UserError(f"guidance_interval {low} {high}: give LOW HIGH within 0 … {last}")
         return found
 
     @torch.no_grad()
@@ -170,7 +172,7 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
         steps, guidance_scale, (low, high) = self.settings(**settings).values()
         config, cond = self.unet.config, cond.to(self.device)
         sampler, scale = diffusion.scheduler_name(self.scheduler), config.scaling_factor
-        diffusion.set_steps(self.scheduler, steps, config.timesteps)
+        diffusion.set_steps(self.scheduler, steps, self.known_timesteps)
         generators = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
         extra = {"generator": generators} if sampler in diffusion.STOCHASTIC else {}
         shape = (config.in_channels, config.sample_size, config.sample_size)

@@ -116,9 +116,8 @@ def draw_and_judge(
     settings = pipeline.settings(**settings)
     labels = encode(conditions).repeat(repetitions, 1)
     seeds = range(first_seed, first_seed + len(labels))
-    images = pipeline(
-        labels, seeds=seeds, output_type="pt", progress=progress, **settings
-    ).images  # one call: its progress bar covers all repetitions
+    # One call: its progress bar covers all repetitions.
+    images = pipeline(labels, seeds, output_type="pt", progress=progress, **settings).images
     metrics = settings | {
         "scheduler": scheduler_name(pipeline.scheduler),
         "timesteps": pipeline.scheduler.timesteps.tolist(),

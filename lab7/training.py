@@ -98,14 +98,12 @@ def _loop(run: "Run", deadline: float, callback: Callback, interrupted: Callable
     scale, stopped = network.config.scaling_factor, run.agree(run.finished)
     while not stopped:
         x0, cond, t, noise = run.batches(run.step)
-        losses = diffusion_loss(
-            run.unet, run.scheduler, x0, cond, t, noise, scale, config.snr_gamma
-        )
-        accelerator.backward(losses.mean())
+        loss = diffusion_loss(run.unet, run.scheduler, x0, cond, t, noise, scale, config.snr_gamma)
+        accelerator.backward(loss.mean())
         accelerator.clip_grad_norm_(network.parameters(), config.max_grad_norm)
         run.step_optimizers(learning_rate(config, run.step, run.spent()))
         run.ema.step(network.parameters())
-        run.count(t, losses.detach())
+        run.count(t, loss.detach())
 
         late = time.perf_counter() + run.seconds_to_save >= deadline
         stopped = run.agree(run.finished or late or interrupted())

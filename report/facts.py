@@ -36,7 +36,7 @@ LISTINGS = {  # the code that the report shows, by the name of the listing
     "loader": (dataset.squeeze, dataset.ICLEVRDataset, Batches.__call__),
     "model": (ConditionalUNet.forward,),
     "training": (diffusion.diffusion_loss, training._loop),
-    "sampling": (ConditionalDDPMPipeline.reverse, ConditionalDDPMPipeline._predict),
+    "sampling": (ConditionalDDPMPipeline.reverse, ConditionalDDPMPipeline.predict),
 }
 
 

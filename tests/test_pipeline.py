@@ -80,7 +80,7 @@ def test_guidance_moves_along_the_difference():
     with torch.no_grad():
         conditional = pipeline.unet(xt, t, cond).sample
         uncond = pipeline.unet(xt, t, torch.zeros_like(cond)).sample
-        guided = pipeline._predict(xt, t, cond, 3.0)
+        guided = pipeline.predict(xt, t, cond, 3.0)
     assert torch.allclose(guided, uncond + 3 * (conditional - uncond), atol=1e-5)
     assert not torch.allclose(guided, conditional, atol=1e-3)
 

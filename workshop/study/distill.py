@@ -133,7 +133,7 @@ def draw_ways(
     for _ in range(IN_A_FILE // AT_ONCE):
         rows = torch.randint(len(dataset), (AT_ONCE,), generator=generator)
         conds.append(dataset.conditions[rows].float())
-        cond, before = conds[-1].to(teacher.device), None
+        cond, xs, before = conds[-1].to(teacher.device), None, None
         for leg, steps in zip(legs, TEACHER_STEPS, strict=True):
             xt = torch.randn((AT_ONCE, 3, 64, 64), generator=generator).to(teacher.device)
             if before is not None:
@@ -149,6 +149,29 @@ def draw_ways(
     return {"xt": xt.contiguous(), "xs": xs.contiguous(), "cond": torch.cat(conds)}
 
 
+def leg_errors(
+    unet: ConditionalUNet, scheduler: SchedulerMixin, ways: dict[str, Tensor], legs: Sequence[Leg]
+) -> Tensor:
+    """Return the squared error of the x0 that a network predicts for each leg, (legs,).
+
+    Args:
+        unet: The network.
+        scheduler: Its noise schedule.
+        ways: See `draw_ways`; any number of them.
+        legs: See `plan_legs`.
+    """
+    xt, xs = (ways[name].to(unet.device).float() for name in ("xt", "xs"))
+    cond = ways["cond"].to(unet.device).repeat_interleave(len(legs), 0)
+    t = torch.tensor([leg.t for leg in legs], device=unet.device).repeat(len(xt))
+    prediction = unet(xt.flatten(0, 1), t, cond).sample.float().view_as(xt)
+    errors = []
+    for number, leg in enumerate(legs):
+        x0 = predict_x0(scheduler, prediction[:, number], leg.t, xt[:, number])
+        wanted = (xs[:, number] - leg.keep * xt[:, number]) / leg.towards
+        errors.append((x0 - wanted).square().mean())
+    return torch.stack(errors)
+
+
 def train_student(
     teacher: ConditionalDDPMPipeline,
     ways: dict[str, Tensor],
@@ -158,8 +181,8 @@ def train_student(
 ) -> ConditionalUNet:
     """Train a copy of the teacher's network to go each leg in one pass.
 
-    The error is that of x0. Each leg's counts in units of what it is before training: without
-    guidance, in one pass.
+    The error of each leg counts in units of what it is before training: in one pass, and without
+    guidance.
 
     Args:
         teacher: The full generator.
@@ -171,46 +194,33 @@ def train_student(
     Returns:
         The network with the averaged weights.
     """
-    device, times = teacher.device, [leg.t for leg in legs]
-    network = ConditionalUNet.from_config(teacher.unet.config, timesteps=times).to(device)
+    network = ConditionalUNet.from_config(teacher.unet.config, timesteps=[leg.t for leg in legs])
     network.load_state_dict(teacher.unet.state_dict())
+    network.to(teacher.device)
     ema = EMAModel(network.parameters(), decay=config.ema_decay, foreach=True)
     optimizers = build_optimizers(network, config, "bfloat16" if bfloat16 else "float32")
-    keep, towards = (
-        torch.tensor([getattr(leg, name) for leg in legs], device=device).view(-1, 1, 1, 1)
-        for name in ("keep", "towards")
-    )
 
-    def error(rows: Tensor) -> Tensor:
-        """Return the squared error of x0 on each leg, (legs,)."""
-        xt, xs = (ways[name][rows].to(device).float() for name in ("xt", "xs"))
-        cond = ways["cond"][rows].to(device).repeat_interleave(len(legs), 0)
-        t = torch.tensor(times, device=device).repeat(len(rows))
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            prediction = network(xt.flatten(0, 1), t, cond).sample.float().view_as(xt)
-        x0 = [
-            predict_x0(teacher.scheduler, prediction[:, i], leg.t, xt[:, i])
-            for i, leg in enumerate(legs)
-        ]
-        wanted = (xs - keep * xt) / towards
-        return (torch.stack(x0, 1) - wanted).square().mean((0, 2, 3, 4))
+    def errors(rows: Tensor) -> Tensor:
+        some = {name: part[rows] for name, part in ways.items()}
+        with torch.autocast(teacher.device.type, torch.bfloat16, enabled=bfloat16):
+            return leg_errors(network, teacher.scheduler, some, legs)
 
     generator, count = torch.Generator().manual_seed(config.seed), len(ways["cond"])
     with torch.no_grad():
-        unit = error(torch.arange(min(count, 64)))
-    with tqdm(range(config.num_steps), unit=" steps") as bar:
-        for step in bar:
-            rows = torch.randint(count, (config.batch_size,), generator=generator)
-            relative = error(rows) / unit
-            relative.mean().backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), config.max_grad_norm)
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(config, step)
-                optimizer.step()
-                optimizer.zero_grad()
-            ema.step(network.parameters())
-            bar.set_postfix_str(" ".join(f"{x:.2f}" for x in relative.tolist()), refresh=False)
+        unit = errors(torch.arange(min(count, 64)))
+    bar = tqdm(range(config.num_steps), unit=" steps")
+    for step in bar:
+        rows = torch.randint(count, (config.batch_size,), generator=generator)
+        relative = errors(rows) / unit
+        relative.mean().backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), config.max_grad_norm)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step)
+            optimizer.step()
+            optimizer.zero_grad()
+        ema.step(network.parameters())
+        bar.set_postfix_str(" ".join(f"{x:.2f}" for x in relative.tolist()), refresh=False)
     ema.copy_to(network.parameters())
     return network.eval()
 
