@@ -177,8 +177,17 @@ def evaluate(
         scored = evaluation.score_generator(pipeline, sets, judges, repetitions, **settings)
     evaluation.show_scores(scored, failures)
     if record is not None:
-        judge = judges.evaluator
-        record_generator(record, pipeline, judge, scored, checkpoint, results, data, **settings)
+        record_generator(
+            record,
+            pipeline,
+            judges.evaluator,
+            scored,
+            checkpoint,
+            results,
+            data,
+            num_seeds=64,
+            **settings,
+        )
 
 
 def experiments(

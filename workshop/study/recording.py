@@ -19,7 +19,7 @@ from lab7.layouts import find_layout
 from lab7.pipeline import ConditionalDDPMPipeline, save_pipeline
 from lab7.plots import split_grid
 from lab7.records import RESULTS_DIR, read_log
-from lab7.sampling import denoising_frames, to_grid
+from lab7.sampling import DENOISING_CONDITION, denoising_frames, to_grid
 from lab7.scoring import Conditions, draw_and_judge
 from workshop.records import write_record
 
@@ -37,6 +37,7 @@ def record_generator(
     root: Path = RESULTS_DIR,
     data: Path | None = None,
     extra: dict[str, Any] | None = None,
+    num_seeds: int = 0,
     **settings: Any,
 ) -> Path:
     """Write down what a generator scored.
@@ -56,6 +57,8 @@ def record_generator(
         root: Folder of the records.
         data: Data folder that the conditions are of, see `find_layout`.
         extra: More metrics, by name.
+        num_seeds: Pictures of the course's denoising condition, one a seed, on a sheet of their
+            own, seeds.png, which shows how much they vary.
         settings: Of sampling, see `draw_and_judge`.
 
     Returns:
@@ -87,6 +90,9 @@ def record_generator(
             grids[key] = to_grid(images[: len(images) // found["repetitions"]])
     frames = denoising_frames(pipeline, **settings)
     grids["denoising"] = to_grid(frames, columns=len(frames))
+    if num_seeds:
+        conditions = [DENOISING_CONDITION] * num_seeds
+        grids["seeds"] = to_grid(pipeline(conditions, output_type="pt", **settings).images)
     folder = write_record(name, config, metrics, root, weights=checkpoint / "unet")
     for key, sheet in grids.items():
         write_atomically(folder / f"{key}.png", lambda file, s=sheet: s.save(file, "PNG"))
