@@ -32,8 +32,9 @@ READS = {  # the files each notebook reads, as patterns
     "03_sampling": (
         "data/*.json",
         "data/weights/*",
+        "data/weights/fast/**/*",
         *GENERATOR,
-        "report/results/sweep/*",
+        *(f"report/results/{name}/*" for name in ("fast", "sweep", "sweep-fast", "search-sampler")),
         "notebooks/picker.png",
     ),
     "04_ablations": (*GENERATOR, "report/results/**/*.json", "report/results/*/samples.png"),

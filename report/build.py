@@ -33,6 +33,7 @@ from lab7.sampling import DENOISING_CONDITION
 from report.facts import (
     LISTINGS,
     TRIALS,
+    compare_fast,
     compare_twins,
     costs,
     count_conditions,
@@ -140,6 +141,7 @@ def accuracy_table(records: dict[str, Record]) -> str:
     peer = {split: Estimate(others["best_unguided"][split], None, None) for split in SCORED}
     rows = {
         f"**this model**{', on the stand-in' if own else ''}": _top_k(ours, splits),
+        **_fast_row(records, splits),
         "original report, best of its experiments": best,
         "best public repository without the evaluator's help": peer,
     }
@@ -162,6 +164,18 @@ def accuracy_table(records: dict[str, Record]) -> str:
         ["ceiling of the course: real pictures, one figure for all", ceiling, ceiling, "–"]
     )
     return f"{plots.table(header, table)}\n\n{_accuracy_note(ours, own)}"
+
+
+def _fast_row(records: dict[str, Record], splits: Sequence[str]) -> dict[str, dict]:
+    """Return the row of the fast generator, if it has a record."""
+    if "fast" not in records:
+        return {}
+    full, fast = (count_passes(records[name].get("test")) for name in ("ours", "fast"))
+    return {
+        f"**its fast version**, {fast} passes of the network a picture, not {full}": _top_k(
+            records["fast"], splits
+        )
+    }
 
 
 def _top_k(record: Record, splits: Sequence[str]) -> dict[str, dict]:
@@ -238,6 +252,7 @@ def gather_facts(records: dict[str, Record], data: Layout, handin: HandIn | None
         },
         "costs": costs(records),
         "passes": count_passes(records["ours"].get("test")),
+        "fast": compare_fast(records),
         "trials": TRIALS,
         "twins": [
             dataclasses.asdict(EXPERIMENTS[name])

@@ -19,12 +19,13 @@ from lab7 import dataset, diffusion, training
 from lab7.auditor import Audit
 from lab7.batches import Batches
 from lab7.dataset import CONDITION_FILES, PICTURE_SHAPE, STEPS, to_float
-from lab7.estimates import Estimate, share
+from lab7.estimates import Estimate, difference, share
 from lab7.experiments import EXPERIMENTS, TWINS, TrainConfig
 from lab7.labels import LABELS, NUM_LABELS
 from lab7.model import ConditionalUNet
 from lab7.pipeline import ConditionalDDPMPipeline
-from lab7.records import Record, comparable, trainings
+from lab7.records import Record, comparable, count_passes, trainings
+from lab7.sampling import DENOISING_CONDITION
 from lab7.scoring import Verdicts, compare_paired, label_names
 
 EPSILON = ("twin-baseline-epsilon", "twin-cosine-epsilon")
@@ -181,6 +182,30 @@ def score_triples(record: Record, name: str) -> dict[str, Any] | None:
     found = _share([(right, number) for right, number in pairs if number in triples])
     both = sum(_shared(verdicts.conditions[number]) == "both" for number in triples)
     return {"exact_set": dataclasses.asdict(found), "both": both / len(triples)}
+
+
+def compare_fast(records: dict[str, Record]) -> dict[str, Any] | None:
+    """Compare the fast generator with the full one, over the same conditions and seeds.
+
+    Returns:
+        "passes" of the fast one; "condition", that of its many seeds; "differences", by set and
+        score, fast minus full. None if there is no record of it.
+    """
+    if "fast" not in records:
+        return None
+    found = {}
+    for name in CONDITION_FILES:
+        full, fast = (
+            Verdicts(**records[which].get(f"{name}.pictures")) for which in ("ours", "fast")
+        )
+        before, after = full.ratios()["scores"], fast.ratios()["scores"]
+        found[name] = {
+            key: dataclasses.asdict(difference(after[key], before[key], full.condition))
+            for key in ("top_k", "exact_set")
+        }
+    passes = count_passes(records["fast"].get("test"))
+    seen = ", ".join(DENOISING_CONDITION)  # of seeds.png
+    return {"passes": passes, "condition": seen, "differences": found}
 
 
 def lowest_distances(record: Record) -> dict[str, float] | None:

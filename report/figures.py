@@ -21,7 +21,7 @@ from report.facts import SCHEDULES, TRIALS, audit_by_count, failures, pool
 from report.handin import HandIn
 from workshop.judges import plots as judge_plots
 
-SCENES_SHOWN, EXAMPLES, FRAMES_A_ROW = 8, 8, 5
+SCENES_SHOWN, EXAMPLES, FRAMES_A_ROW, SEEDS_SHOWN = 8, 8, 5, 24
 Condition = Sequence[str]
 
 
@@ -48,6 +48,8 @@ def draw_figures(
         }
     if "ceiling" in records:
         charts["beside.webp"] = draw_beside(records, results, data)
+    if "fast" in records:
+        charts["seeds.webp"] = draw_seeds(results)
     charts |= {
         "denoising.webp": draw_denoising(results / "ours" / "denoising.png", ours),
         "training.svg": plots.training_curve(read_log(results / "ours" / "log.jsonl")),
@@ -93,6 +95,12 @@ def draw_grid(
     pictures = plots.split_grid(read_picture(sheet))
     shown = slice(min(len(pictures), len(conditions)))
     return plots.picture_grid(pictures[shown], conditions[shown], seen[shown])
+
+
+def draw_seeds(results: Path) -> plots.Chart:
+    """Show pictures of one condition under many seeds: of the full generator above the fast."""
+    sheets = [plots.split_grid(read_picture(results / x / "seeds.png")) for x in ("ours", "fast")]
+    return plots.picture_grid(np.concatenate([sheet[:SEEDS_SHOWN] for sheet in sheets]))
 
 
 def counted_labels(record: Record, name: str) -> list[list[str]]:
