@@ -19,6 +19,7 @@ from workshop.study.commands import (
     sample,
     search,
     sweep,
+    targets,
     train,
 )
 
@@ -212,6 +213,7 @@ COMMANDS = (
     export,
     search,
     distill,
+    targets,
     sweep,
     train_evaluator,
     train_auditor,
