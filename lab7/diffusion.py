@@ -104,17 +104,17 @@ def set_steps(
     Args:
         scheduler: What `convert_scheduler` made.
         num_inference_steps: 1 … T, for "unipcmultistep" 1 … T-1.
-        known: Time steps to choose from, falling, see `ConditionalUNet`.
+        known: Time steps to choose from, see `ConditionalUNet`: the first, the last, and some of
+            those between.
 
     Raises:
-        UserError: If the number of steps is out of range, or "unipcmultistep" is given `known`.
+        UserError: If the number of steps is out of range, or a sampler but "ddpm" is given `known`.
     """
     total = scheduler.config.num_train_timesteps
+    if known and not isinstance(scheduler, DDPMScheduler):
+        raise UserError(f"a distilled network's sampler is ddpm, not {scheduler_name(scheduler)}")
     # UniPC takes no time steps but those it sets itself, and these leave t = 0 out.
-    inflexible = isinstance(scheduler, UniPC)
-    if known and inflexible:
-        raise UserError(f"this network is for the time steps {known} alone: take the sampler ddpm")
-    longest = len(known) if known else total - inflexible
+    longest = len(known) if known else total - isinstance(scheduler, UniPC)
     if not 1 <= num_inference_steps <= longest:
         nearest = min(max(num_inference_steps, 1), longest)
         raise UserError(
@@ -122,8 +122,8 @@ def set_steps(
             f"{scheduler_name(scheduler)}: the nearest is {nearest}"
         )
     if known:
-        chosen = [known[len(known) * i // num_inference_steps] for i in range(num_inference_steps)]
-        return scheduler.set_timesteps(timesteps=chosen)
+        chosen = torch.linspace(0, len(known) - 1, num_inference_steps).round().int()
+        return scheduler.set_timesteps(timesteps=[known[i] for i in chosen])
     scheduler.set_timesteps(num_inference_steps)
     if len(set(scheduler.timesteps.tolist()) - {-1}) < len(scheduler.timesteps):
         # Rounding errors gave DDPM a step at t = -1 (61 of 1000, for instance), or DPM-Solver has
@@ -189,7 +189,7 @@ def predict_x0(
         x0 (B, 3, H, W), not clipped; for epsilon by eq. 4 of Ho et al. 2020, for v by appendix D
         of Salimans & Ho 2022.
     """
-    alpha, sigma = _alpha_sigma(scheduler, t)
+    alpha, sigma = alpha_sigma(scheduler, t)
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
         return (xt - sigma * prediction) / alpha
@@ -200,7 +200,7 @@ def predict_x0(
 
 def prediction_of(scheduler: diffusers.SchedulerMixin, x0: Tensor, t: int, xt: Tensor) -> Tensor:
     """Compute the prediction at t from x0: the inverse of `predict_x0`."""
-    alpha, sigma = _alpha_sigma(scheduler, t)
+    alpha, sigma = alpha_sigma(scheduler, t)
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
         return (xt - alpha * x0) / sigma
@@ -209,7 +209,7 @@ def prediction_of(scheduler: diffusers.SchedulerMixin, x0: Tensor, t: int, xt: T
     return x0
 
 
-def _alpha_sigma(scheduler: diffusers.SchedulerMixin, t: int) -> tuple[float, float]:
+def alpha_sigma(scheduler: diffusers.SchedulerMixin, t: int) -> tuple[float, float]:
     """Return the factors of x0 and of the noise at t: √ᾱ and √(1 - ᾱ)."""
     alpha_bar = float(scheduler.alphas_cumprod[t])
     return alpha_bar**0.5, (1 - alpha_bar) ** 0.5

@@ -50,7 +50,8 @@ class ConditionalUNet(UNet2DModel):
         scaling_factor: What pictures in [-1, 1] are multiplied by before noise is added (Chen
             2023, “On the importance of noise scheduling”, section 2.2). The network itself does
             not use it; it is saved with it, for training and sampling have to agree on it.
-        timesteps: Those that a distilled network knows, the noisiest first; None: all.
+        timesteps: Those that a distilled network knows, the noisiest first; None: all. The
+            pipeline keeps to them; the network itself does not use them.
         unet_options: More arguments of diffusers' UNet2DModel, for networks that were made
             elsewhere, such as `{"act_fn": "gelu"}`.
 

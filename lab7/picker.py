@@ -190,10 +190,10 @@ class LabelPicker(widgets.VBox):
     def _use(self, full: bool) -> None:
         generator = self.generators[full]
         settings, known = generator.settings(), generator.known_timesteps
-        # Guidance is built into a distilled network.
-        self.steps.max, self.guidance.disabled = len(known or range(50)), known is not None
         _set(self.steps, settings["num_inference_steps"])
         _set(self.guidance, settings["guidance_scale"])
+        # Guidance is built into a distilled network.
+        self.steps.max, self.guidance.disabled = len(known) if known else 50, known is not None
 
     def _change(self, change: Any) -> None:
         if change.owner is self.seed and change.new in dict(self._choices.options).values():

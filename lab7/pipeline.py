@@ -138,13 +138,16 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
         """Return the settings of sampling, with the pipeline's own where None is given.
 
         Raises:
-            UserError: If the interval of guidance is out of range.
+            UserError: If the interval of guidance is out of range, or a distilled network shall be
+                guided.
         """
         given = (num_inference_steps, guidance_scale, guidance_interval)
         found = {
             name: self.config[name] if value is None else value
             for name, value in zip(SETTINGS, given, strict=True)
         }
+        if self.known_timesteps and found["guidance_scale"] != 1:
+            raise UserError("guidance is built into this network: leave guidance_scale at 1")
         low, high = found["guidance_interval"] = list(found["guidance_interval"])
         last = self.scheduler.config.num_train_timesteps - 1
         if not 0 <= low <= high <= last:
@@ -193,7 +196,14 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
             xt = xt_next
 
     def predict(self, xt: Tensor, t: Tensor | int, cond: Tensor, guidance_scale: float) -> Tensor:
-        """Predict with guidance; both predictions in one batch."""
+        """Predict with guidance (Ho & Salimans 2022, eq. 6), both predictions in one batch.
+
+        Args:
+            xt: Noisy pictures (B, 3, 64, 64), as the network sees them.
+            t: Time step 0 … T-1.
+            cond: Multi-hot conditions (B, 24).
+            guidance_scale: Its weight; 1: one prediction, with the condition, is enough.
+        """
         if guidance_scale == 1:
             return self.unet(xt, t, cond).sample
         both = torch.cat([torch.zeros_like(cond), cond])
@@ -298,7 +308,7 @@ def save_pipeline(pipeline: ConditionalDDPMPipeline, path: str | Path, half: boo
 
 
 def require_generator_place(path: Path) -> None:
-    """Find out whether a pipeline could be saved as a folder.
+    """Find out whether a pipeline could be saved in a folder.
 
     Raises:
         UserError: The folder holds something else, or see `require_place`.

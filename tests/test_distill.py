@@ -34,7 +34,7 @@ def test_a_leg_and_fresh_noise_are_a_step_of_ddpm():
     for leg, following in zip(plan_legs(scheduler()), (*TIMESTEPS[1:], -1), strict=True):
         step = sampler.step(x0, leg.t, xt, generator=torch.Generator().manual_seed(1)).prev_sample
         noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
-        arrived = leg.keep * xt + leg.towards * x0
+        arrived = leg.xt_factor * xt + leg.x0_factor * x0
         if following >= 0:
             arrived = distill._add_noise(scheduler(), arrived, noise, leg.s, following)
         assert (step - arrived).square().mean() < 1e-5  # s is a whole number
@@ -48,21 +48,28 @@ def test_a_teacher_that_knows_the_picture_arrives_exactly(kind):
     xt, cond = torch.randn(2, 3, 64, 64), torch.zeros(2, 24)
     for leg in plan_legs(noise):
         times = [leg.t, (leg.t + leg.s) // 2, leg.s]
-        arrived = distill.go(teacher, xt, cond, times)
-        assert torch.allclose(arrived, leg.keep * xt + leg.towards * PICTURE, atol=1e-3)
+        arrived = distill.solve(teacher, xt, cond, times)
+        assert torch.allclose(arrived, leg.xt_factor * xt + leg.x0_factor * PICTURE, atol=1e-3)
 
 
 def test_a_student_learns_its_legs(saved_pipeline, few, embedded_root):
     teacher, legs = load_pipeline(saved_pipeline, "cpu"), plan_legs(scheduler())
-    ways = distill.draw_ways(teacher, ICLEVRDataset(embedded_root), 0, legs, bfloat16=False)
-    again = distill.draw_ways(teacher, ICLEVRDataset(embedded_root), 0, legs, bfloat16=False)
-    assert ways["xt"].shape == ways["xs"].shape == (4, 4, 3, 64, 64) and len(ways["cond"]) == 4
-    assert all(torch.equal(ways[name], again[name]) for name in ways)
+    trajectories = distill.draw_trajectories(
+        teacher, ICLEVRDataset(embedded_root), 0, legs, bfloat16=False
+    )
+    again = distill.draw_trajectories(
+        teacher, ICLEVRDataset(embedded_root), 0, legs, bfloat16=False
+    )
+    assert (
+        trajectories["xt"].shape == trajectories["xs"].shape == (4, 4, 3, 64, 64)
+        and len(trajectories["cond"]) == 4
+    )
+    assert all(torch.equal(trajectories[name], again[name]) for name in trajectories)
     config = replace(CONFIG, num_steps=60, batch_size=4, warmup_steps=5, ema_decay=0.8)
-    student = distill.train_student(teacher, ways, legs, config, bfloat16=False)
+    student = distill.train_student(teacher, trajectories, legs, config, bfloat16=False)
     with torch.no_grad():
         before, after = (
-            distill.leg_errors(unet, teacher.scheduler, ways, legs)
+            distill.leg_errors(unet, teacher.scheduler, trajectories, legs)
             for unet in (teacher.unet, student)
         )
     assert (after < 0.9 * before).all() and after[0] < before[0] / 2
@@ -72,7 +79,7 @@ def test_a_student_learns_its_legs(saved_pipeline, few, embedded_root):
 def test_distill_saves_a_generator_and_does_not_draw_twice(
     saved_pipeline, few, embedded_root, tmp_path, monkeypatch
 ):
-    work, output = tmp_path / "ways", tmp_path / "fast"
+    work, output = tmp_path / "trajectories", tmp_path / "fast"
     config = replace(CONFIG, num_steps=1, batch_size=1)
     distill.distill(saved_pipeline, output, work, 2, config, embedded_root, "cpu")
     fast = load_pipeline(output, "cpu")
@@ -81,16 +88,28 @@ def test_distill_saves_a_generator_and_does_not_draw_twice(
     fast("red cube", output_type="pt", progress=False)
     assert fast.scheduler.timesteps.tolist() == list(TIMESTEPS)
     fast("red cube", num_inference_steps=2, progress=False)
-    assert fast.scheduler.timesteps.tolist() == [TIMESTEPS[0], TIMESTEPS[2]]
+    assert fast.scheduler.timesteps.tolist() == [TIMESTEPS[0], TIMESTEPS[-1]]
     with pytest.raises(ValueError, match="num_inference_steps 5 is not within 1 … 4 for ddpm"):
         fast("red cube", num_inference_steps=5, progress=False)
-    with pytest.raises(ValueError, match="for the time steps .979, 940, 860, 706. alone: take"):
-        load_pipeline(output, "cpu", "unipcmultistep")("red cube", progress=False)
+    for sampler in ("unipcmultistep", "ddim"):
+        with pytest.raises(ValueError, match=f"network's sampler is ddpm, not {sampler}"):
+            load_pipeline(output, "cpu", sampler)("red cube", progress=False)
+    with pytest.raises(ValueError, match="guidance is built into this network: leave .* at 1"):
+        fast("red cube", guidance_scale=3.0, progress=False)
 
-    drawn, draw = [], distill.draw_ways
-    monkeypatch.setattr(distill, "draw_ways", lambda *args: drawn.append(args[2]) or draw(*args))
+    drawn, draw = [], distill.draw_trajectories
+    monkeypatch.setattr(
+        distill, "draw_trajectories", lambda *args: drawn.append(args[2]) or draw(*args)
+    )
     distill.distill(saved_pipeline, output, work, 3, config, embedded_root, "cpu")
     assert len(drawn) == 1  # the third file
+    for teacher, student, count in (
+        (saved_pipeline, saved_pipeline, 1),
+        (output, tmp_path / "other", 1),
+        (saved_pipeline, output, 0),
+    ):
+        with pytest.raises(ValueError, match="cannot teach|files 0 must be at least 1"):
+            distill.distill(teacher, student, work, count, config, embedded_root, "cpu")
     (tmp_path / "mine").mkdir()
     with pytest.raises(ValueError, match="mine is not a saved generator"):
         distill.distill(saved_pipeline, tmp_path / "mine", work, 1, config, embedded_root, "cpu")

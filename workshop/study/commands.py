@@ -144,6 +144,7 @@ def evaluate(
     pictures: options.Pictures = None,
     record: str | None = None,
     results: options.Results = options.RESULTS,
+    seeds: int = 0,
     failures: Path = ROOT / "build" / "failures",
     device: options.Device = None,
 ) -> None:
@@ -155,6 +156,7 @@ def evaluate(
             or test, new_test, valid, unseen, four_five; by default test and new_test.
         repetitions: Pictures of each condition.
         record: Name under which to write the results down, by default of all condition files.
+        seeds: Pictures of one condition to draw for the record, to show how much they vary.
         failures: Folder for figures of the pictures that failed, with what was asked and seen.
     """
     from lab7.layouts import find_layout
@@ -185,7 +187,7 @@ def evaluate(
             checkpoint,
             results,
             data,
-            num_seeds=64,
+            num_seeds=seeds,
             **settings,
         )
 
@@ -307,7 +309,7 @@ def distill(
     output: Path = ROOT / "data" / "weights" / "fast",
     work: Path = ROOT / "runs" / "distill",
     files: int = 45,
-    steps: int = 2000,
+    steps: int | None = None,
     data: options.Data = None,
     device: options.Device = None,
 ) -> None:
@@ -324,7 +326,8 @@ def distill(
     from workshop.study import distill as distillation
 
     config = _change(distillation.CONFIG, num_steps=steps)
-    distillation.distill(checkpoint, output, work, files, config, data, device=device)
+    distillation.distill(checkpoint, output, work, files, config, data, device)
+    print(f"saved {output}")
 
 
 def targets(

@@ -1,15 +1,16 @@
 """Distillation: a generator of four passes, from one of many.
 
-The student draws as DDPM does (Ho et al. 2020, eq. 7), but at four time steps alone. A step of DDPM
-from t to t' does the same as two: go from xt straight towards x0, without noise (DDIM, J. Song et
-al. 2021, eq. 12), to a level s beyond t'; then add noise, back up to t'. With λ = log(α / σ), half
-the log signal-to-noise ratio, the posterior's variance puts s as far beyond t' as t' is beyond t:
-λ(s) = 2 λ(t') - λ(t).
+The student draws as DDPM does (Ho et al. 2020, eq. 7), but at four time steps alone. With
+α = √ᾱ, σ = √(1 - ᾱ) and λ = log(α / σ), a step of DDPM from t to t' is the same as two: go from xt
+straight towards x0, without noise (DDIM, J. Song et al. 2021, eq. 12), to a level s beyond t'; then
+add noise, back up to t'. From the posterior's variance it follows that s is as far beyond t' as t'
+is beyond t: λ(s) = 2 λ(t') - λ(t).
 
 So there is one thing to learn for each of the four: the x0 towards which one straight way from xt
 arrives at s where the teacher arrives in several steps, with guidance. Salimans & Ho (2022,
-algorithm 2) make one step of two in this way, and again and again; here one is made of two to four
-at once. After the last time step s is the picture itself.
+algorithm 2) make one step of two in this way, again and again; Meng et al. (2023, “On distillation
+of guided diffusion models”) take guidance in, and draw with noise between the steps. Here one step
+is made of two to four at once. After the last time step s is the picture itself.
 """
 
 import math
@@ -25,8 +26,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lab7.dataset import ICLEVRDataset
-from lab7.devices import bfloat16_is_faster
-from lab7.diffusion import convert_scheduler, predict_x0
+from lab7.devices import bfloat16_is_faster, prepare_device
+from lab7.diffusion import alpha_sigma, convert_scheduler, predict_x0
+from lab7.errors import UserError
 from lab7.experiments import TrainConfig, get_experiment
 from lab7.files import require_writable, write_atomically
 from lab7.model import ConditionalUNet
@@ -38,47 +40,60 @@ from lab7.pipeline import (
     save_pipeline,
 )
 from lab7.training import learning_rate
+from workshop.records import file_hash
 
-TIMESTEPS = (979, 940, 860, 706)  # the student's; λ grows by about one between two of them
-TEACHER_STEPS = (2, 3, 4, 4)  # on the way from each to its s
-AT_ONCE, IN_A_FILE = 16, 128  # ways that the teacher goes together, and that lie in one file
+# The student's time steps, and the teacher's steps from each to its s. With the cosine schedule λ
+# grows by about one between two of them. Of those tried on `valid`, the fewest that the teacher
+# itself draws with as well as with its own.
+TIMESTEPS, TEACHER_STEPS = (979, 940, 860, 706), (2, 3, 4, 4)
+AT_ONCE, IN_A_FILE = 16, 128  # trajectories that the teacher draws together, and that a file holds
+FIRST_SEED = 10_000  # of the files: beyond those that pictures are drawn with
 CONFIG = replace(
-    get_experiment("ours").config, batch_size=8, learning_rate=5e-4, warmup_steps=50,
-    weight_decay=0.0, ema_decay=0.995,
+    get_experiment("ours").config, num_steps=2000, batch_size=8, learning_rate=5e-4,
+    warmup_steps=50, weight_decay=0.0, ema_decay=0.995,
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Leg:
-    """What the student does in one pass: xs = keep · xt + towards · x0.
+    """What the student does in one pass: xs = xt_factor · xt + x0_factor · x0.
 
     Attributes:
         t: Time step that it starts at.
         s: Time step that it arrives at; -1: the picture.
-        keep: See above.
-        towards: See above.
+        steps: How many the teacher takes.
+        xt_factor: σs / σt.
+        x0_factor: αs - αt · σs / σt.
     """
 
     t: int
     s: int
-    keep: float
-    towards: float
+    steps: int
+    xt_factor: float
+    x0_factor: float
 
 
-def plan_legs(scheduler: SchedulerMixin, timesteps: Sequence[int] = TIMESTEPS) -> list[Leg]:
-    """Return the leg that begins at each of the time steps."""
-    levels = torch.arange(scheduler.config.num_train_timesteps)
-    alphas, sigmas = _alpha_sigma(scheduler, levels)
-    log_ratio = (alphas / sigmas).log()
+def plan_legs(scheduler: SchedulerMixin) -> list[Leg]:
+    """Return the leg that begins at each of the student's time steps.
+
+    Args:
+        scheduler: The noise schedule.
+    """
+    levels = [alpha_sigma(scheduler, t) for t in range(scheduler.config.num_train_timesteps)]
+    ratios = [math.log(alpha / sigma) for alpha, sigma in levels]
     legs = []
-    for t, following in zip(timesteps[:-1], timesteps[1:], strict=True):
-        s = int((log_ratio - (2 * log_ratio[following] - log_ratio[t])).abs().argmin())
-        keep = float(sigmas[s] / sigmas[t])
-        legs.append(Leg(t, s, keep, float(alphas[s]) - float(alphas[t]) * keep))
-    return [*legs, Leg(timesteps[-1], -1, 0.0, 1.0)]
+    for t, following, steps in zip(TIMESTEPS[:-1], TIMESTEPS[1:], TEACHER_STEPS[:-1], strict=True):
+        wanted = 2 * ratios[following] - ratios[t]
+        s = min(range(len(ratios)), key=lambda level, wanted=wanted: abs(ratios[level] - wanted))
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = levels[t], levels[s]
+        xt_factor = sigma_s / sigma_t
+        legs.append(Leg(t, s, steps, xt_factor, alpha_s - alpha_t * xt_factor))
+    return [*legs, Leg(TIMESTEPS[-1], -1, TEACHER_STEPS[-1], 0.0, 1.0)]
 
 
-def go(teacher: ConditionalDDPMPipeline, xt: Tensor, cond: Tensor, times: Sequence[int]) -> Tensor:
+def solve(
+    teacher: ConditionalDDPMPipeline, xt: Tensor, cond: Tensor, times: Sequence[int]
+) -> Tensor:
     """Go on from xt without fresh noise, guided as the teacher's settings say.
 
     This is DPM-Solver++(2M) (Lu et al. 2022, algorithm 2); diffusers' own ends at the picture only.
@@ -92,24 +107,26 @@ def go(teacher: ConditionalDDPMPipeline, xt: Tensor, cond: Tensor, times: Sequen
     Returns:
         xt at the last of the time steps.
     """
-    scheduler, settings, before = teacher.scheduler, teacher.settings(), None
+    scheduler, settings = teacher.scheduler, teacher.settings()
     low, high = settings["guidance_interval"]
+    limit = teacher.unet.config.scaling_factor  # of x0 in the network's units
+    last_x0, last_step = None, None
     for t, following in zip(times[:-1], times[1:], strict=True):
         weight = settings["guidance_scale"] if low <= t <= high else 1
         prediction = teacher.predict(xt, t, cond, weight).float()
-        x0 = predict_x0(scheduler, prediction, t, xt).clamp(-1, 1)
+        x0 = predict_x0(scheduler, prediction, t, xt).clamp(-limit, limit)
         if following < 0:
             return x0
-        alphas, sigmas = _alpha_sigma(scheduler, torch.tensor([t, following]))
-        step = float((alphas / sigmas).log().diff())
-        guess = x0 if before is None else x0 + (x0 - before[0]) * step / (2 * before[1])
-        xt = sigmas[1] / sigmas[0] * xt - alphas[1] * math.expm1(-step) * guess
-        before = x0, step
+        (alpha_t, sigma_t), (alpha, sigma) = (alpha_sigma(scheduler, at) for at in (t, following))
+        step = math.log(alpha / sigma) - math.log(alpha_t / sigma_t)
+        guess = x0 if last_x0 is None else x0 + (x0 - last_x0) * step / (2 * last_step)
+        xt = sigma / sigma_t * xt - alpha * math.expm1(-step) * guess
+        last_x0, last_step = x0, step
     return xt
 
 
 @torch.inference_mode()
-def draw_ways(
+def draw_trajectories(
     teacher: ConditionalDDPMPipeline,
     dataset: ICLEVRDataset,
     seed: int,
@@ -134,13 +151,14 @@ def draw_ways(
         rows = torch.randint(len(dataset), (AT_ONCE,), generator=generator)
         conds.append(dataset.conditions[rows].float())
         cond, xs, before = conds[-1].to(teacher.device), None, None
-        for leg, steps in zip(legs, TEACHER_STEPS, strict=True):
+        for leg in legs:
             xt = torch.randn((AT_ONCE, 3, 64, 64), generator=generator).to(teacher.device)
             if before is not None:
                 xt = _add_noise(teacher.scheduler, xs, xt, before.s, leg.t)
-            times = [round(leg.t + (leg.s - leg.t) * i / steps) for i in range(steps + 1)]
+            whole = leg.s - leg.t
+            times = [leg.t + round(whole * i / leg.steps) for i in range(leg.steps + 1)]
             with torch.autocast(teacher.device.type, torch.bfloat16, enabled=bfloat16):
-                xs = go(teacher, xt, cond, times)
+                xs = solve(teacher, xt, cond, times)
             before = leg
             begun.append(xt.half().cpu())
             ended.append(xs.half().cpu())
@@ -150,45 +168,48 @@ def draw_ways(
 
 
 def leg_errors(
-    unet: ConditionalUNet, scheduler: SchedulerMixin, ways: dict[str, Tensor], legs: Sequence[Leg]
+    unet: ConditionalUNet,
+    scheduler: SchedulerMixin,
+    trajectories: dict[str, Tensor],
+    legs: Sequence[Leg],
 ) -> Tensor:
     """Return the squared error of the x0 that a network predicts for each leg, (legs,).
 
     Args:
         unet: The network.
         scheduler: Its noise schedule.
-        ways: See `draw_ways`; any number of them.
+        trajectories: See `draw_trajectories`; any number of them.
         legs: See `plan_legs`.
     """
-    xt, xs = (ways[name].to(unet.device).float() for name in ("xt", "xs"))
-    cond = ways["cond"].to(unet.device).repeat_interleave(len(legs), 0)
+    xt, xs = (trajectories[name].to(unet.device).float() for name in ("xt", "xs"))
+    cond = trajectories["cond"].to(unet.device).repeat_interleave(len(legs), 0)
     t = torch.tensor([leg.t for leg in legs], device=unet.device).repeat(len(xt))
     prediction = unet(xt.flatten(0, 1), t, cond).sample.float().view_as(xt)
     errors = []
     for number, leg in enumerate(legs):
         x0 = predict_x0(scheduler, prediction[:, number], leg.t, xt[:, number])
-        wanted = (xs[:, number] - leg.keep * xt[:, number]) / leg.towards
+        wanted = (xs[:, number] - leg.xt_factor * xt[:, number]) / leg.x0_factor
         errors.append((x0 - wanted).square().mean())
     return torch.stack(errors)
 
 
 def train_student(
     teacher: ConditionalDDPMPipeline,
-    ways: dict[str, Tensor],
+    trajectories: dict[str, Tensor],
     legs: Sequence[Leg],
     config: TrainConfig,
     bfloat16: bool,
 ) -> ConditionalUNet:
     """Train a copy of the teacher's network to go each leg in one pass.
 
-    The error of each leg counts in units of what it is before training: in one pass, and without
-    guidance.
+    Each leg's error is divided by its error before training, when the network goes the leg in one
+    pass without guidance.
 
     Args:
         teacher: The full generator.
-        ways: See `draw_ways`.
+        trajectories: See `draw_trajectories`.
         legs: See `plan_legs`.
-        config: Steps, ways a step, optimizer, learning rate, average and seed.
+        config: Steps, trajectories a step, optimizer, learning rate, average and seed.
         bfloat16: Whether to autocast.
 
     Returns:
@@ -201,11 +222,11 @@ def train_student(
     optimizers = build_optimizers(network, config, "bfloat16" if bfloat16 else "float32")
 
     def errors(rows: Tensor) -> Tensor:
-        some = {name: part[rows] for name, part in ways.items()}
+        some = {name: part[rows] for name, part in trajectories.items()}
         with torch.autocast(teacher.device.type, torch.bfloat16, enabled=bfloat16):
             return leg_errors(network, teacher.scheduler, some, legs)
 
-    generator, count = torch.Generator().manual_seed(config.seed), len(ways["cond"])
+    generator, count = torch.Generator().manual_seed(config.seed), len(trajectories["cond"])
     with torch.no_grad():
         unit = errors(torch.arange(min(count, 64)))
     bar = tqdm(range(config.num_steps), unit=" steps")
@@ -234,13 +255,13 @@ def distill(
     data: Path | None = None,
     device: str | None = None,
 ) -> ConditionalDDPMPipeline:
-    """Draw the teacher's ways, train the student, and save it as a pipeline.
+    """Draw the teacher's trajectories, train the student, and save it as a pipeline.
 
     Args:
         checkpoint: Folder of the teacher.
         output: Folder of the student.
-        work: Folder of the ways; files that lie there are not drawn again.
-        files: How many, of `IN_A_FILE` ways each.
+        work: Folder of the trajectories; files that lie there are not drawn again.
+        files: How many, of `IN_A_FILE` trajectories each.
         config: Of the student's training.
         data: Folder whose conditions the teacher draws, see `find_layout`.
         device: See `choose_device`.
@@ -248,35 +269,37 @@ def distill(
     Raises:
         UserError: A folder cannot be read or written.
     """
+    if files < 1:
+        raise UserError(f"files {files} must be at least 1")
     require_generator_place(output)
-    require_writable(work)
     teacher, dataset = load_pipeline(checkpoint, device), ICLEVRDataset(data)
-    legs, place = plan_legs(teacher.scheduler), teacher.device
-    example = torch.zeros(AT_ONCE, 3, 64, 64, device=place), torch.zeros(AT_ONCE, 24, device=place)
+    if teacher.known_timesteps or Path(output).resolve() == Path(checkpoint).resolve():
+        raise UserError(
+            f"{checkpoint} cannot teach {output}: give a full generator, another folder"
+        )
+    work = work / file_hash(checkpoint)[:12]  # another teacher, or other guidance: other pictures
+    require_writable(work)
+    legs, place = plan_legs(teacher.scheduler), prepare_device(teacher.device)
+    xt, cond = torch.zeros(AT_ONCE, 3, 64, 64, device=place), torch.zeros(AT_ONCE, 24, device=place)
     with torch.inference_mode():
-        bfloat16 = bfloat16_is_faster(place, lambda: teacher.predict(example[0], 0, example[1], 1))
+        bfloat16 = bfloat16_is_faster(place, lambda: teacher.predict(xt, 0, cond, 1))
+    parts = []
     for number in tqdm(range(files), unit=" files"):
         path = work / f"{number:04d}.safetensors"
-        if path.exists():
-            continue
-        write_atomically(path, save(draw_ways(teacher, dataset, 10_000 + number, legs, bfloat16)))
-    parts = [load_file(work / f"{number:04d}.safetensors") for number in range(files)]
-    ways = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    student = train_student(teacher, ways, legs, config, bfloat16)
+        if not path.exists():
+            seed = FIRST_SEED + number
+            write_atomically(path, save(draw_trajectories(teacher, dataset, seed, legs, bfloat16)))
+        parts.append(load_file(path))
+    trajectories = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    student = train_student(teacher, trajectories, legs, config, bfloat16)
     scheduler = convert_scheduler(teacher.scheduler, "ddpm")
     pipeline = ConditionalDDPMPipeline(student, scheduler, num_inference_steps=len(legs))
     save_pipeline(pipeline, output)
     return pipeline
 
 
-def _alpha_sigma(scheduler: SchedulerMixin, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the factors of x0 and of the noise at time steps: √ᾱ and √(1 - ᾱ)."""
-    alpha_bar = scheduler.alphas_cumprod.cpu()[t].double()
-    return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-
-
 def _add_noise(scheduler: SchedulerMixin, xs: Tensor, noise: Tensor, s: int, t: int) -> Tensor:
     """Add noise to xs, up to the time step t."""
-    alphas, sigmas = _alpha_sigma(scheduler, torch.tensor([s, t]))
-    ratio = float(alphas[1] / alphas[0])
-    return ratio * xs + float(sigmas[1] ** 2 - (ratio * sigmas[0]) ** 2) ** 0.5 * noise
+    (alpha_s, sigma_s), (alpha_t, sigma_t) = (alpha_sigma(scheduler, at) for at in (s, t))
+    ratio = alpha_t / alpha_s
+    return ratio * xs + (sigma_t**2 - (ratio * sigma_s) ** 2) ** 0.5 * noise

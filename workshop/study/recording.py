@@ -57,8 +57,8 @@ def record_generator(
         root: Folder of the records.
         data: Data folder that the conditions are of, see `find_layout`.
         extra: More metrics, by name.
-        num_seeds: Pictures of the course's denoising condition, one a seed, on a sheet of their
-            own, seeds.png, which shows how much they vary.
+        num_seeds: How many pictures of the course's denoising condition to draw, with the seeds
+            0, 1, …, onto a sheet of their own, seeds.png; 0: no sheet.
         settings: Of sampling, see `draw_and_judge`.
 
     Returns:
