@@ -19,6 +19,7 @@ from lab7 import dataset, diffusion, training
 from lab7.auditor import Audit
 from lab7.batches import Batches
 from lab7.dataset import CONDITION_FILES, PICTURE_SHAPE, STEPS, to_float
+from lab7.errors import UserError
 from lab7.estimates import Estimate, difference, share
 from lab7.experiments import EXPERIMENTS, TWINS, TrainConfig
 from lab7.labels import LABELS, NUM_LABELS
@@ -190,6 +191,9 @@ def compare_fast(records: dict[str, Record]) -> dict[str, Any] | None:
     Returns:
         "passes" of the fast one; "condition", that of its many seeds; "differences", by set and
         score, fast minus full. None if there is no record of it.
+
+    Raises:
+        UserError: Their conditions or seeds differ.
     """
     if "fast" not in records:
         return None
@@ -198,6 +202,12 @@ def compare_fast(records: dict[str, Record]) -> dict[str, Any] | None:
         full, fast = (
             Verdicts(**records[which].get(f"{name}.pictures")) for which in ("ours", "fast")
         )
+        if (full.conditions, full.condition, full.seed) != (
+            fast.conditions,
+            fast.condition,
+            fast.seed,
+        ):
+            raise UserError(f"'ours' and 'fast' are of other conditions or seeds in {name!r}")
         before, after = full.ratios()["scores"], fast.ratios()["scores"]
         found[name] = {
             key: dataclasses.asdict(difference(after[key], before[key], full.condition))

@@ -319,6 +319,19 @@ def test_the_fast_generator_draws_until_the_full_one_is_asked_for(pipeline, fast
     assert draw(picker, change(picker.full, False))["guidance_scale"] == 1.0
 
 
+def test_the_sliders_keep_to_what_a_distilled_generator_can(make_picker):
+    distilled = make_pipeline(seed=1, steps=2, guidance=1.0)
+    distilled.unet.register_to_config(timesteps=[900, 500])
+    distilled.register_modules(scheduler=DDPMScheduler(**get_experiment("smoke").config.noise))
+    picker = make_picker(fast=distilled, num_inference_steps=6)
+    assert (picker.steps.value, picker.steps.max, picker.guidance.disabled) == (2, 2, True)
+    assert draw(picker)["num_inference_steps"] == 2
+    assert draw(picker, change(picker.full, True))["guidance_scale"] == 3.0
+    assert (picker.steps.value, picker.steps.max, picker.guidance.disabled) == (6, 50, False)
+    assert draw(picker, change(picker.full, False))["guidance_scale"] == 1.0
+    assert (picker.steps.value, picker.steps.max, picker.guidance.disabled) == (2, 2, True)
+
+
 def test_one_generator_needs_no_switch(make_picker):
     picker = make_picker()
     assert picker.full.value and not switches(picker) and picker._note.value == ""

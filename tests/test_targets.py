@@ -8,11 +8,11 @@ from lab7.experiments import get_experiment
 from lab7.records import read_record
 from workshop.study import targets
 from workshop.study.experiments import milestone_steps
-from workshop.study.targets import BASE, TRIALS, record_targets, trial_config
+from workshop.study.targets import BASE, TRIALS, record_targets, target_config
 
 
 def test_trials_differ_in_nothing_else():
-    configs = [trial_config(trial) for trial in TRIALS]
+    configs = [target_config(trial) for trial in TRIALS]
     for trial, config in zip(TRIALS, configs, strict=True):
         found = {**config.unet, **config.noise}
         assert {name: found.pop(name) for name in trial} == trial

@@ -14,7 +14,7 @@ from workshop.records import require_name, write_record
 from workshop.study.experiments import train_and_score
 
 _OURS = get_experiment("ours").config
-# Three narrow levels, without guidance; the rest is as `ours` is trained.
+# Three narrow levels, trained briefly and without guidance; what is not named is as in `ours`.
 BASE = dataclasses.replace(
     _OURS,
     unet=_OURS.unet | {
@@ -23,8 +23,8 @@ BASE = dataclasses.replace(
     num_steps=1000, batch_size=64, warmup_steps=50, label_dropout=0.0, ema_decay=0.995,
     log_every=25, save_every=250, sample_every=None, guidance_scale=1.0, guidance_interval=None,
 )  # fmt: skip
-# Pictures have a standard deviation of 1/8. Times 8 it is that of the noise, and v is what EDM's
-# preconditioning makes a network predict (Karras et al. 2022, table 1).
+# Times 8, pictures have about the standard deviation of the noise; v, up to its sign, is then what
+# EDM's preconditioning makes a network predict (Karras et al. 2022, table 1).
 TRIALS = [
     {"prediction_type": target, "scaling_factor": scale, "patch_size": patch}
     for patch, scale in ((4, 1.0), (4, 8.0), (2, 1.0))
@@ -32,7 +32,7 @@ TRIALS = [
 ]
 
 
-def trial_config(trial: dict[str, Any]) -> TrainConfig:
+def target_config(trial: dict[str, Any]) -> TrainConfig:
     """Return the configuration of one of `TRIALS`."""
     network = {name: trial[name] for name in ("scaling_factor", "patch_size")}
     noise = {"prediction_type": trial["prediction_type"]}
@@ -69,7 +69,7 @@ def record_targets(
         run = output / "{prediction_type}-times-{scaling_factor:g}-patch-{patch_size}".format(
             **trial
         )
-        milestones = train_and_score(trial_config(trial), dataset, run, *judges, data, device)
+        milestones = train_and_score(target_config(trial), dataset, run, *judges, data, device)
         rows.append(trial | {"milestones": milestones})
     found = {"trials": rows, "data_sha256": data_hash(dataset.images, dataset.conditions)}
     write_record(name, BASE, found, results)
