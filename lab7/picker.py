@@ -193,7 +193,8 @@ class LabelPicker(widgets.VBox):
         _set(self.steps, settings["num_inference_steps"])
         _set(self.guidance, settings["guidance_scale"])
         # Guidance is built into a distilled network.
-        self.steps.max, self.guidance.disabled = len(known) if known else 50, known is not None
+        self.steps.max = len(known) if known else max(50, self.steps.value)
+        self.guidance.disabled = known is not None
 
     def _change(self, change: Any) -> None:
         if change.owner is self.seed and change.new in dict(self._choices.options).values():
