@@ -175,7 +175,7 @@ _OURS = TrainConfig(
     noise={"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"},
     num_steps=7_500, batch_size=256, optimizer="muon", learning_rate=2e-3, warmup_steps=500,
     label_dropout=0.1, ema_decay=0.999, time_sampling="logit_normal", sample_every=250,
-    scheduler="sde-dpmsolver++", num_inference_steps=20, guidance_scale=3.0,
+    scheduler="sde-dpmsolver++", num_inference_steps=20, guidance_scale=4.0,
     guidance_interval=[400, 950],
 )
 
