@@ -45,7 +45,7 @@ from workshop.records import file_hash
 # The student's time steps, and the teacher's steps from each to its s. With the cosine schedule λ
 # grows by about one between two of them. Of those tried on `valid`, the fewest that the teacher
 # itself draws with as well as with its own.
-TIMESTEPS, TEACHER_STEPS = (979, 940, 860, 706), (2, 3, 4, 4)
+TIMESTEPS, TEACHER_STEPS = (979, 920, 800, 560), (3, 3, 4, 4)
 AT_ONCE, IN_A_FILE = 16, 128  # trajectories that the teacher draws together, and that a file holds
 FIRST_SEED = 10_000  # of the files: beyond those that pictures are drawn with
 CONFIG = replace(
