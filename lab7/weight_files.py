@@ -79,7 +79,7 @@ def explain_file(path: Path) -> str:
         return "is empty: copy or download it again"
     if start.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer to the file: fetch that with `git lfs pull`, or download it"
-    if start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
+    if start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<") and b"\0" not in start:
         return "is a web page, saved in place of the file: download the file itself"
     if start.startswith(_ARCHIVES):
         return "is an archive: unpack it, and name the file in it"

@@ -387,6 +387,9 @@ def test_weights_that_do_not_fit(tmp_path, change, message):
         ({"act_fn": "tanh"}, "unknown act_fn 'tanh'"),
         ({"num_train_timesteps": 0}, "num_train_timesteps 0 must be above 0"),
         ({"norm_eps": float("nan")}, "norm_eps nan must be above 0"),
+        ({"norm_eps": float("inf")}, "norm_eps inf must be above 0, and finite"),
+        ({"beta_start": 0.5, "beta_end": 0.1}, "beta_start 0.5 and beta_end 0.1: they rise"),
+        ({"beta_end": 1.0}, "beta_end 1.0: they rise, and stay below 1"),
         ({"norm_num_groups": 32}, "norm_num_groups 32 does not divide 8 channels: give that of"),
         ({"attention_head_dim": 6}, "attention_head_dim 6 does not divide 16 channels"),
         ({"attention_head_dim": 64}, "64 does not divide 16 channels: .* --attention-head-dim"),
@@ -399,6 +402,29 @@ def test_options_that_do_not_fit(tmp_path, options, message):
             made(Embedding).state_dict(),
             options=Options(**{"norm_num_groups": 4} | options),
         )
+
+
+def test_other_modules_of_a_lightning_file_are_left_aside_by_the_key(tmp_path):
+    network = made(Embedding)
+    judge = {"evaluator.resnet18.conv1.weight": torch.ones(4, 3, 7, 7)}
+    start = "model." if next(iter(network.state_dict())).startswith("net") else ""
+    weights = {f"{start}{k}": v for k, v in network.state_dict().items()}
+    content = {"state_dict": weights | judge, "epoch": 3}
+    with pytest.raises(
+        ValueError, match=r"resnet18\S+ \(4, 3, 7, 7\) .*; --key state_dict\.\S+ le"
+    ):
+        adopted(tmp_path, content)
+    for key in ("state_dict.model", "model"):
+        assert difference(network, adopted(tmp_path, content, key)) < 1e-5
+    with pytest.raises(ValueError, match="networks under state_dict.*: choose one with --key, not 'net2'"):
+        adopted(tmp_path, content, "net2")
+
+
+def test_a_cut_file_of_safetensors_is_no_web_page(tmp_path):
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(b" <\0\0\0\0\0\0{" + b"x" * 100)
+    with pytest.raises(ValueError, match="perhaps cut off: copy or download it again"):
+        read_network(path)
 
 
 class Code:

@@ -378,3 +378,19 @@ def test_search_for_pictures_is_bounded(folder, monkeypatch):
         (folder / f"empty{number}").mkdir()
     save(folder / "empty0" / "far")
     refused(folder, "holds no")
+
+
+def test_a_picture_with_a_number_higher_up_hides_no_set(tmp_path):
+    root = hand_in(tmp_path)
+    for name in ("Figure_1.png", "images/grid1.png"):
+        (root / name).parent.mkdir(exist_ok=True)
+        gray(3).save(root / name)
+    check_both(root)
+    write_zip(root, tmp_path / "with.zip")
+    check_both(tmp_path / "with.zip")
+
+
+def test_files_of_other_names_are_named(folder):
+    for name in ("0_out.png", "img (0).png", "1.webp"):
+        (folder / name).write_bytes(b"x")
+    refused(folder, "number them so: PNG or JPEG files; there are 0_out.png, 1.webp, img (0).png")

@@ -3,12 +3,15 @@
 What a command needs is imported in it, as in `workshop.study.commands`.
 """
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional
 
 from lab7.errors import UserError
+from lab7.files import user_path
 from lab7.layouts import ROOT
 from workshop import options
 from workshop.course.commands import adopt, export, handin
@@ -201,7 +204,18 @@ def report(
         draw_examples(records, results).save(ROOT / "docs" / "pictures.png")
 
 
-COMMANDS = (
+def _with_user_paths(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take paths as people type them, see `user_path`."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        given = [user_path(x) if isinstance(x, Path) else x for x in (*args, *options.values())]
+        command(*given[: len(args)], **dict(zip(options, given[len(args) :], strict=True)))
+
+    return run
+
+
+_ALL = (
     train,
     sample,
     evaluate,
@@ -220,3 +234,4 @@ COMMANDS = (
     examine,
     ceiling,
 )
+COMMANDS = tuple(map(_with_user_paths, _ALL))

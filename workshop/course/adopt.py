@@ -77,6 +77,7 @@ def adopt(
     sampler = convert_scheduler(noise, scheduler)
     set_steps(sampler, steps)  # before anything is written: is there such a number?
     pipeline = ConditionalDDPMPipeline(unet, sampler, steps, guidance, guidance_interval)
+    pipeline(conditions[:1], output_type="pt", progress=False)  # refused if it is not finite
     save_pipeline(pipeline, out, half=False)
     print(told, f"saved {out}", sep="\n")
     drawn = write_samples(load_pipeline(out, device), conditions, out / "test", evaluator=judge)
@@ -226,8 +227,11 @@ def _check(settings: dict[str, Any], channels: list[int], weights: Weights) -> N
     for name, value in settings.items():
         if name in CHOICES and value not in CHOICES[name]:
             raise unknown(name, value, CHOICES[name])
-        if name in USUAL and isinstance(value, int | float) and not value > 0:
-            raise UserError(f"{name} {value} must be above 0")
+        if name in USUAL and isinstance(value, int | float) and not 0 < value < math.inf:
+            raise UserError(f"{name} {value} must be above 0, and finite")
+    start, end = (settings.get(name, 0) for name in ("beta_start", "beta_end"))
+    if not start <= end < 1:
+        raise UserError(f"beta_start {start} and beta_end {end}: they rise, and stay below 1")
     attended = [len(weight) for name, weight in weights.items() if name.endswith("to_q.weight")]
     for name, counts in (("attention_head_dim", attended), ("norm_num_groups", channels)):
         wrong = [count for count in counts if settings[name] and count % settings[name]]

@@ -46,21 +46,23 @@ def read_handed_in(
     """
     with user_files():
         path = user_path(path)
-        folders = _numbered_folders(path)
-        chosen = {name: _choose(path, folders, name, len(counts) == 1) for name in counts}
+        folders, others = _numbered_folders(path)
+        alone = len(counts) == 1
+        chosen = {name: _choose(path, folders, name, alone, others) for name in counts}
         return {name: _read(place, folders[place], counts[name]) for name, place in chosen.items()}
 
 
-def _numbered_folders(path: Path) -> dict[Place, Files]:
-    """Return the topmost folders in which pictures bear numbers."""
-    todo, found = [path if path.is_dir() else zipfile.Path(_open_zip(path))], {}
+def _numbered_folders(path: Path) -> tuple[dict[Place, Files], list[str]]:
+    """Return the folders in which pictures bear numbers, the topmost first, and other files."""
+    todo, found, others = [path if path.is_dir() else zipfile.Path(_open_zip(path))], {}, []
     for place in itertools.islice(todo, _MOST_FOLDERS):  # it grows on the way
         files = {file.name: file for file in place.iterdir() if not file.name.startswith("._")}
         if any(map(_NUMBERED.fullmatch, files)):
             found[place] = files
-        else:
-            todo += [file for file in files.values() if file.name != "__MACOSX" and file.is_dir()]
-    return found
+        inner = [name for name, file in files.items() if name != "__MACOSX" and file.is_dir()]
+        todo += [files[name] for name in inner]
+        others += [name for name in files if name not in inner and place not in found]
+    return found, others
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:
@@ -77,16 +79,27 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
     raise UserError(f"{path} {explain_file(path) or 'is neither a folder nor a zip of pictures'}")
 
 
-def _choose(path: Path, folders: dict[Place, Files], name: str, alone: bool) -> Place:
-    """Return the folder named as a set, or where there is just this set the only one."""
+def _topmost(places: list[Place]) -> list[Place]:
+    """Leave out folders that lie in another of them."""
+    starts = [f"{place}".rstrip("/") + "/" for place in places]
+    inner = [any(a != b and a.startswith(b) for b in starts) for a in starts]
+    return [place for place, lies_in in zip(places, inner, strict=True) if not lies_in]
+
+
+def _choose(
+    path: Path, folders: dict[Place, Files], name: str, alone: bool, unnumbered: list[str]
+) -> Place:
+    """Return the folder named as a set, or where there is just this set the topmost one."""
     named = {place: re.sub("[- ]", "_", place.name.lower()) for place in folders}
     exact = [place for place in folders if named[place] == name.removeprefix("file-")]
     others = SCORED if name in SCORED else ()  # the one's pictures are not the other's
     rest = [place for place in folders if alone and named[place] not in others]
-    place = only(exact or rest, "numbered pictures", "--images")
+    place = only(_topmost(exact or rest), "numbered pictures", "--images")
     if place is None:
         wanted = f"{name}/0.png, {name}/1.png, …" if name in SCORED else "0.png, 1.png, …"
         step = "say by --conditions what its pictures show" if folders else "number them so"
+        if unnumbered and not folders:
+            step += f": PNG or JPEG files; there are {', '.join(sorted(unnumbered)[:3])}"
         raise UserError(f"{path} holds no {wanted}: {step}")
     return place
 

@@ -69,6 +69,7 @@ def find_network(path: Path, key: str | None = None) -> tuple[str, Weights, list
             raise UserError(f"{path} holds weights without names: save network.state_dict()")
         raise UserError(f"{path}: {found} has no place in {KNOWN}; {OTHERS}")
     chosen = _choose(prefixes, path, key)
+    inside = chosen[: _end_of(key, chosen)]  # what a key leaves aside is not looked at
     homes = {home[prefix + FIRST] for prefix in prefixes}
     weights, rest, apart = {}, {}, {}
     for name, tensor in tensors.items():
@@ -77,7 +78,9 @@ def find_network(path: Path, key: str | None = None) -> tuple[str, Weights, list
             weights[OLD_NAME.sub(lambda old: OLD_NAMES[old[0]], inner)] = tensor
         elif home[name] not in homes:  # it may be the condition's layer, saved on its own
             apart[name] = tensor
-        elif _kinship(name, chosen) == max(_kinship(name, prefix) for prefix in prefixes):
+        elif name.startswith(inside) and _kinship(name, chosen) == max(
+            _kinship(name, prefix) for prefix in prefixes
+        ):
             rest[name] = tensor
     betas, layer, size = _take_schedule(rest), {}, len(weights[TIME])
     if not has_channels(weights):
@@ -85,7 +88,9 @@ def find_network(path: Path, key: str | None = None) -> tuple[str, Weights, list
         layer = _take_condition(rest, size) or _take_condition(dict(apart), size)
     if rest:
         name, tensor = next(iter(rest.items()))
-        raise UserError(f"{path}: {name} {tuple(tensor.shape)} has no place in {KNOWN}; {OTHERS}")
+        aside = f"; --key {chosen.rstrip('.')} leaves it aside" if chosen and not key else ""
+        shape = tuple(tensor.shape)
+        raise UserError(f"{path}: {name} {shape} has no place in {KNOWN}{aside}; {OTHERS}")
     if not layer and not has_channels(weights):
         raise UserError(
             f"{path} has no layer that takes {NUM_LABELS} labels: wanted is {KNOWN}; save a layer "
@@ -131,12 +136,19 @@ def _name_averages(places: dict[str, Weights]) -> None:
 
 def _choose(prefixes: list[str], path: Path, key: str | None) -> str:
     """Choose one of several networks: what the key names, else the one that is an EMA."""
-    named = [name for name in prefixes if key is None or name.startswith(f"{key.rstrip('.')}.")]
+    named = [name for name in prefixes if key is None or _end_of(key, name)]
     averaged = [prefix for prefix in named if _is_average(prefix)]
     if len(averaged or named) != 1:
         names = ", ".join(prefix.rstrip(".") or "no key" for prefix in prefixes)
-        raise UserError(f"{path} holds networks under {names}: choose one with --key")
+        wrong = f", not {key!r}" if key and not named else ""
+        raise UserError(f"{path} holds networks under {names}: choose one with --key{wrong}")
     return (averaged or named)[0]
+
+
+def _end_of(key: str | None, name: str) -> int:
+    """Return where a key ends in the dotted name of a place; 0 if it is not in it, or is None."""
+    place = f".{name}".find(f".{key.strip('.')}.") if key else -1
+    return 0 if place < 0 else place + len(key.strip(".")) + 1
 
 
 def _is_average(name: str) -> bool:
