@@ -15,7 +15,7 @@ from typing import Any
 
 from lab7 import plots
 from lab7.dataset import CONDITION_FILES, SCORED, ICLEVRDataset, named_conditions
-from lab7.errors import UserError, user_files
+from lab7.errors import MissingFileError, UserError, user_files
 from lab7.estimates import Estimate
 from lab7.experiments import EXPERIMENTS, ORIGINALS
 from lab7.files import read_json, require_place, write_atomically
@@ -49,7 +49,8 @@ from report.handin import HandIn
 from report.printing import embed_font, needs_system_fonts, typeset, unpack_font
 
 HERE = Path(__file__).resolve().parent
-NEEDED = ("ours", "sweep")  # and those of the judges, see `judge_records`; others are optional
+# And those of the judges, see `judge_records`; others are optional.
+NEEDED = {"ours": "evaluate --record ours --repetitions 8", "sweep": "sweep"}
 README_MARKS = ("<!-- results -->", "<!-- /results -->")
 
 
@@ -81,7 +82,7 @@ def build(
     """
     output, results = Path(output), Path(results)
     require_place(output)
-    records = read_records(results) | {name: read_record(name, results) for name in NEEDED}
+    records = read_records(results) | needed_records(results)
     course = records["ours"].get("course")
     records |= judge_records(results, course["evaluator"])
     data = find_data(data, course["pictures"])
@@ -97,6 +98,29 @@ def build(
         for source, path in zip(made, paths, strict=True):
             write_atomically(path, source.read_bytes())
     return paths
+
+
+def needed_records(results: Path) -> dict[str, Record]:
+    """Read the records that every report needs.
+
+    Raises:
+        UserError: One is missing, and how it is made; or the generator was not trained here, so
+            that there is no training to tell of.
+    """
+    found = {}
+    for name, command in NEEDED.items():
+        try:
+            found[name] = read_record(name, results)
+        except UserError as error:
+            step = f"make it by python -m lab7 {command} --checkpoint … --results {results}"
+            raise UserError(f"{error}; {step}") from error
+    if not (results / "ours" / "log.jsonl").is_file():
+        raise MissingFileError(
+            f"no log {results / 'ours' / 'log.jsonl'}: the report tells of a training by this "
+            "project, and 'ours' is of a model that was trained elsewhere; its pictures are drawn "
+            "by python -m lab7 sample --conditions test, for a report of your own"
+        )
+    return found
 
 
 def judge_records(results: Path, course: bool) -> dict[str, Record]:

@@ -13,10 +13,10 @@ from lab7.evaluator import Evaluator
 from lab7.files import require_writable, write_atomically
 from lab7.layouts import DATA_DIR, find_layout
 from lab7.pipeline import ConditionalDDPMPipeline, to_pil
-from lab7.records import Record, read_record
+from lab7.records import Record
 from lab7.sampling import denoising_frames
 from lab7.scoring import draw_and_judge
-from report.build import build
+from report.build import build, needed_records
 from report.handin import HandIn
 from report.printing import needs_system_fonts
 from workshop.course.handin_check import Finding, check_handin
@@ -111,7 +111,7 @@ def check_student(student_id: str, name: str) -> tuple[str, str]:
 
 def _record_of(checkpoint: Path, results: Path) -> Record:
     """Read the record "ours", which the report is built from; it must be of `checkpoint`."""
-    record = read_record("ours", results)
+    record = needed_records(results)["ours"]  # before anything is drawn
     if record.environment.get("weights_sha256") != file_hash(checkpoint / "unet"):
         raise UserError(
             f"the record 'ours' in {results} is of other weights than {checkpoint}: run "
