@@ -58,8 +58,8 @@ def save_state(folder: str | Path, step: int, state: dict[str, Any], keep: int =
     try:
         write_atomically(path, content)
     except UserError as error:
-        size = f"{len(content) / 1e6:.0f} MB"
-        raise UserError(f"no state of {size} could be saved in {folder}: {error}") from error
+        problem = f"no training state of {len(content) / 1e6:.0f} MB could be saved in {folder}"
+        raise UserError(f"{problem}: {error}") from error
     _drop_old(path, keep)
     return path
 

@@ -163,7 +163,7 @@ def test_a_full_disk_keeps_the_last_state(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    message = r"no state of \d MB could be saved in .*states: No space left on device"
+    message = r"no training state of \d MB could be saved in .*states: No space left on device"
     with pytest.raises(UserError, match=message):
         run(tmp_path, SHORT)
     monkeypatch.undo()

@@ -43,6 +43,7 @@ def handin(
     from workshop.course.handin import make_handin
     from workshop.course.handin_check import print_check
     from workshop.course.handouts import find_handout
+    from workshop.study.evaluation import show_data
 
     handout = find_handout(year)
     if check is not None:
@@ -50,6 +51,7 @@ def handin(
     if student_id is None or name is None:
         raise UserError("give ID and name, such as handin 123456 Ada_Lovelace, or --check ZIP")
     options.require_seed(seed)
+    data = show_data(data)
     path, findings = make_handin(
         student_id,
         name,
@@ -99,8 +101,9 @@ def adopt(
         scheduler: Sampler: ddpm, ddim, dpmsolver++, sde-dpmsolver++ or unipcmultistep.
     """
     from workshop.course.adopt import adopt
+    from workshop.study.evaluation import show_data
 
-    guided = (guidance, guidance_interval)
+    guided, data = (guidance, guidance_interval), show_data(data)
     adopt(weights, out, key, network, steps, *guided, scheduler, evaluator, data, device)
 
 

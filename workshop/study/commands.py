@@ -112,13 +112,14 @@ def sample(
     from lab7.labels import parse_condition
     from lab7.pipeline import load_pipeline
     from lab7.sampling import write_samples
-    from workshop.study.evaluation import find_conditions
+    from workshop.study.evaluation import find_conditions, show_data
 
     if bool(labels) == (conditions is not None):
         raise UserError('give either labels, such as "red cube, blue cylinder", or --conditions')
     if count < 1:
         raise UserError(f"count {count} must be at least 1")
     options.require_seed(seed)
+    data = show_data(data)
     text = " ".join(labels)
     wanted = [parse_condition(text)] * count if labels else find_conditions(conditions, data)
     pipeline = load_pipeline(checkpoint, device, scheduler)
@@ -159,12 +160,11 @@ def evaluate(
         seeds: Pictures of one condition to draw for the record, to show how much they vary.
         failures: Folder for figures of the pictures that failed, with what was asked and seen.
     """
-    from lab7.layouts import find_layout
     from lab7.pipeline import load_pipeline
     from workshop.study import evaluation
     from workshop.study.recording import record_generator
 
-    data = find_layout(data, pictures)
+    data = evaluation.show_data(data, pictures)
     evaluation.check_places(images, record, failures, results, checkpoint, data)
     sets = evaluation.read_sets(conditions, data, record)
     if images is not None:  # before what takes long

@@ -14,7 +14,7 @@ from lab7.estimates import Estimate
 from lab7.evaluator import Evaluator
 from lab7.files import require_writable
 from lab7.labels import load_conditions
-from lab7.layouts import Layout, Root
+from lab7.layouts import Layout, Root, find_layout
 from lab7.pipeline import ConditionalDDPMPipeline
 from lab7.scoring import Verdicts, draw_and_judge, judge_pictures, label_names
 from workshop.course.handed_in import read_handed_in
@@ -79,6 +79,14 @@ def read_sets(conditions: str | None, data: Layout, record: str | None) -> Sets:
     return {name: find_conditions(conditions, data)}
 
 
+def show_data(data: Root, pictures: Path | None = None) -> Layout:
+    """Find the data folder; where it is the course's, say what was found."""
+    layout = find_layout(data, pictures)
+    if layout.course:
+        print(layout.summary)
+    return layout
+
+
 def find_conditions(name: str, root: Root) -> list[tuple[str, ...]]:
     """Return the conditions of a file, or those that go by a name, see `named_conditions`."""
     named = name.removesuffix(".json") in CONDITION_FILES or Path(name).stem == name
@@ -99,8 +107,6 @@ def read_pictures(images: Path, sets: Sets) -> dict[str, Tensor]:
 def load_judges(weights: Path | None, data: Layout, device: str | None) -> Judges:
     """Load the judges, and say which files of the course are used."""
     evaluator, auditor = Evaluator.load(weights, device, data), Auditor.load(device=device)
-    if data.course:
-        print(data.summary)
     if data.pictures is None:
         print("distances to the training pictures are left out, as there are none")
         return Judges(evaluator, auditor, None)
