@@ -43,7 +43,9 @@ def main(
     config = get_experiment("original-baseline").config
     unet = ConditionalUNet(**config.unet).to(device).eval()
     original = ConditionalDDPMPipeline(unet, DDPMScheduler(**config.noise))
-    shipped = {"ours": load_pipeline(device=device), "fast": load_pipeline(FAST_DIR, device)}
+    shipped = {"ours": load_pipeline(device=device)}
+    if FAST_DIR.is_dir():
+        shipped["fast"] = load_pipeline(FAST_DIR, device)
     cond = encode([LABELS[i % 24 : i % 24 + 2] for i in range(pictures)])
     seconds = {name: [] for name in ("original", *shipped)}
     for _ in range(rounds):
