@@ -32,9 +32,8 @@ READS = {  # the files each notebook reads, as patterns
     "03_sampling": (
         "data/*.json",
         "data/weights/*",
-        "data/weights/fast/**/*",
         *GENERATOR,
-        *(f"report/results/{name}/*" for name in ("fast", "sweep", "sweep-fast", "search-sampler")),
+        *(f"report/results/{name}/*" for name in ("sweep", "search-sampler")),
         "notebooks/picker.png",
     ),
     "04_ablations": (*GENERATOR, "report/results/**/*.json", "report/results/*/samples.png"),

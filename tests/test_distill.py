@@ -72,7 +72,7 @@ def test_a_student_learns_its_legs(saved_pipeline, few, embedded_root):
             distill.leg_errors(unet, teacher.scheduler, trajectories, legs)
             for unet in (teacher.unet, student)
         )
-    assert (after < 0.9 * before).all() and after[0] < before[0] / 2
+    assert (after < 0.9 * before).all() and after.mean() < 0.75 * before.mean()
     assert student.config.timesteps == list(TIMESTEPS)
 
 

@@ -79,9 +79,10 @@ LabelPicker(pipeline, num_inference_steps=4)
 """
 SHIPPED = """
 from lab7.picker import LabelPicker
+from lab7.pipeline import load_pipeline
 from lab7.sampling import DENOISING_CONDITION
 
-LabelPicker(labels=DENOISING_CONDITION)
+LabelPicker(load_pipeline(), labels=DENOISING_CONDITION)
 """
 STATIC = "%env LAB7_STATIC=1" + SET_UP + "display(LabelPicker(**parts))\n%env LAB7_STATIC=0"
 RENEW = os.environ.get("LAB7_RENEW_SCREENSHOT") == "1"
@@ -405,7 +406,8 @@ def test_the_screenshot_is_made_anew(page):
     button(page, "Eight seeds").click()
     expect(page.locator(".lab7-row button").last).to_have_text(re.compile("[✓✗] seed 7"))
     button(page, "Draw again").click()  # alone, as the time that is shown should be
-    page.wait_for_timeout(3000)
+    expect(page.locator(".lab7-panels")).to_contain_text("Drawing")
+    expect(page.locator(".lab7-panels tr")).to_have_count(4)
     page.mouse.move(0, 0)
     page.evaluate("document.activeElement.blur()")
     shot = Image.open(io.BytesIO(page.locator(".lab7-picker").screenshot())).convert("RGB")

@@ -148,7 +148,7 @@ def test_record_sweep_tries_the_rest_at_the_best_guidance(
     again = score_verdicts(verdicts)["scores"]
     assert (again.top_k, again.num_pictures) == (metrics["schedulers"][0]["top_k"], 6)
     assert verdicts.counted is None, "the auditor has no part in choices"
-    assert record.environment["weights_sha256"] == file_hash(mine)
+    assert record.environment["weights_sha256"] == file_hash(mine / "unet")
     pictures = draw_and_judge(pipeline, CONDITIONS, evaluator, repetitions=2, guidance_scale=2.0)
     assert metrics["guidance"][1]["pictures"] == pictures[0]["pictures"], "the shipped sampler"
 

@@ -306,14 +306,14 @@ def search(
 
 def distill(
     checkpoint: options.Checkpoint = options.GENERATOR,
-    output: Path = ROOT / "data" / "weights" / "fast",
+    output: Path = ROOT / "runs" / "fast",
     work: Path = ROOT / "runs" / "distill",
     files: int = 45,
     steps: int | None = None,
     data: options.Data = None,
     device: options.Device = None,
 ) -> None:
-    """Train the fast generator, which draws in four passes what CHECKPOINT draws in many.
+    """Train a student of CHECKPOINT to draw in four passes.
 
     About an hour on two cores. Started again it does not draw anew what the teacher has drawn.
 
