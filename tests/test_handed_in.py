@@ -394,3 +394,21 @@ def test_files_of_other_names_are_named(folder):
     for name in ("0_out.png", "img (0).png", "1.webp"):
         (folder / name).write_bytes(b"x")
     refused(folder, "number them so: PNG or JPEG files; there are 0_out.png, 1.webp, img (0).png")
+
+
+def test_what_is_not_plain_about_a_zip_is_said(tmp_path):
+    path = tmp_path / "x.zip"
+    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "w") as pack:
+        for _ in range(2):
+            pack.writestr("images/test/0.png", "x")
+    refused(path, "x.zip holds images/test/0.png twice: pack it anew")
+    path.write_bytes(path.read_bytes()[:30])
+    refused(path, "neither a folder nor a zip of pictures, perhaps cut off: copy or download it")
+    path.write_bytes(b"Rar!\x1a\x07\x00")
+    refused(path, "x.zip is an archive: unpack it, and name its folder")
+
+
+def test_a_pointer_in_the_place_of_a_picture_is_named(folder):
+    save(folder)
+    (folder / "5.png").write_text("version https://git-lfs.github.com/spec/v1")
+    refused(folder, "5.png is no complete PNG or JPEG picture: it is a Git LFS pointer")

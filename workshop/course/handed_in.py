@@ -69,14 +69,19 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
     path = existing_file(path)
     for encoding in _ENCODINGS:
         with contextlib.suppress(UnicodeDecodeError, zipfile.BadZipFile, NotImplementedError):
-            archive = zipfile.ZipFile(path, metadata_encoding=encoding)
+            archive, names = zipfile.ZipFile(path, metadata_encoding=encoding), set()
             for info in archive.infolist():  # some tools of Windows write backslashes
                 info.filename = info.filename.replace("\\", "/").lstrip("/") or "./"
+                if info.filename in names and not info.is_dir():
+                    raise UserError(f"{path} holds {info.filename} twice: pack it anew")
+                names.add(info.filename)
                 archive.NameToInfo[info.filename] = info
                 if info.flag_bits & 1:
                     raise UserError(f"{path} needs a password: unpack it, and name its folder")
             return archive
-    raise UserError(f"{path} {explain_file(path) or 'is neither a folder nor a zip of pictures'}")
+    what = explain_file(path).replace("the file in it", "its folder")
+    cut = ", perhaps cut off: copy or download it again" if path.suffix.lower() == ".zip" else ""
+    raise UserError(f"{path} {what or f'is neither a folder nor a zip of pictures{cut}'}")
 
 
 def _topmost(places: list[Place]) -> list[Place]:
@@ -150,4 +155,6 @@ def _decode(file: Place) -> Image.Image:
                 image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
             return image.convert("RGBA" if image.mode == "P" else "RGB").convert("RGB")
     except Exception:  # a broken file makes Pillow and zipfile raise almost anything
-        raise UserError(f"{file} is no complete PNG or JPEG picture") from None
+        what = explain_file(file) if isinstance(file, Path) else ""
+        found = f": it {what}" if what else ""
+        raise UserError(f"{file} is no complete PNG or JPEG picture{found}") from None

@@ -97,7 +97,8 @@ def print_check(path: Path, handout: Handout, data: Path | None = None) -> None:
     wrong = sum(not finding.harmless for finding in findings)
     if wrong:
         what = "what is missing, too much or wrong"
-        raise UserError(f"{path.name} has to be mended: see the {wrong} lines above on {what}")
+        lines = f"{wrong} line{'s' * (wrong > 1)}"
+        raise UserError(f"{path.name} has to be mended: see the {lines} above on {what}")
 
 
 def _check_title(name: str, handout: Handout) -> Iterator[Finding]:

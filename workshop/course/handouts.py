@@ -52,7 +52,7 @@ def find_handout(year: str | None = None) -> Handout:
         UserError: It is none, or that of two terms; the message names all.
     """
     words = set(re.findall(r"\w+", (NEWEST if year is None else year).lower()))
-    found = [handout for handout in HANDOUTS.values() if words <= {*handout.term.split()}]
+    found = [name for name, handout in HANDOUTS.items() if words <= {*handout.term.split()}]
     if len(found) != 1:
-        raise unknown("year", year, HANDOUTS)
-    return found[0]
+        raise unknown("year", year, found or HANDOUTS, f"Choose one of {', '.join(HANDOUTS)}")
+    return HANDOUTS[found[0]]
