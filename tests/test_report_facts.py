@@ -1,7 +1,9 @@
 """What the report counts itself: failures, operations, code."""
 
 import ast
+import copy
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -9,9 +11,11 @@ import torch
 from lab7.dataset import CONDITION_FILES
 from lab7.experiments import get_experiment
 from lab7.labels import LABELS
-from lab7.records import Record
+from lab7.records import RESULTS_DIR, Record, count_passes, read_record
 from lab7.training import learning_rate
-from report.facts import cost, failures, listing, signal
+from report.build import accuracy_table
+from report.facts import compare_fast, cost, failures, listing, signal
+from report.figures import draw_seeds
 
 # For each set its conditions, and what the auditor counts in two pictures of each.
 SEEN = {
@@ -90,3 +94,22 @@ def test_listing_is_the_source_without_docstrings():
     assert text.startswith("# lab7/training.py, learning_rate\ndef learning_rate(")
     assert '"""' not in text and "config.warmup_steps" in text
     ast.parse(text)
+
+
+def test_the_fast_generator_is_compared_over_the_same_pictures(tmp_path):
+    ours = read_record("ours")
+    found = compare_fast({"ours": ours, "fast": ours})
+    assert found["passes"] == count_passes(ours.get("test"))
+    for scores in found["differences"].values():
+        assert all((gap["value"], gap["low"], gap["high"]) == (0, 0, 0) for gap in scores.values())
+    assert compare_fast({"ours": ours}) is None
+    other = copy.deepcopy(ours)
+    other.metrics["valid"]["pictures"]["seed"][0] += 1
+    with pytest.raises(ValueError, match="'ours' and 'fast' are of other .* seeds in 'valid'"):
+        compare_fast({"ours": ours, "fast": other})
+    for name in ("ours", "fast"):
+        shutil.copytree(RESULTS_DIR / "ours", tmp_path / name)
+    assert draw_seeds(tmp_path).get_figwidth() > 0
+    assert f"**its fast version**, {found['passes']} passes" in accuracy_table(
+        {"ours": ours, "fast": ours, "evaluator": read_record("evaluator")}
+    )
