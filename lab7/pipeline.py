@@ -151,7 +151,7 @@ class ConditionalDDPMPipeline(DiffusionPipeline):
         low, high = found["guidance_interval"] = list(found["guidance_interval"])
         last = self.scheduler.config.num_train_timesteps - 1
         if not 0 <= low <= high <= last:
-            raise UserError(f"guidance_interval {low} {high}: give LOW HIGH within 0 … {last}")
+            raise UserError(f"guidance_interval {low} {high}: the lower t first, within 0 … {last}")
         return found
 
     @torch.no_grad()

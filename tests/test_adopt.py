@@ -500,3 +500,11 @@ def test_adopt_writes_nothing_where_something_is_wrong(mine, tmp_path):
             settings = {"options": GROUPS, "data": root, "device": "cpu"} | options
             adopt(tmp_path / "mine.pth", **settings)
         assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_no_key_is_named_that_would_leave_the_condition_aside(tmp_path):
+    weights = {f"net.{name}": x for name, x in made(UNet2DModel, **TINY).state_dict().items()}
+    weights |= {"labels.0.weight": torch.ones(7, 24), "labels.2.weight": torch.ones(32, 7)}
+    with pytest.raises(ValueError, match=r"labels\.\d\.weight .* has no place in") as caught:
+        adopted(tmp_path, weights)
+    assert "--key" not in str(caught.value)

@@ -103,6 +103,9 @@ def test_distill_saves_a_generator_and_does_not_draw_twice(
     )
     distill.distill(saved_pipeline, output, work, 3, config, embedded_root, "cpu")
     assert len(drawn) == 1  # the third file
+    monkeypatch.setattr(distill, "TEACHER_STEPS", (1, 1, 1, 1))
+    distill.distill(saved_pipeline, output, work, 1, config, embedded_root, "cpu")
+    assert len(drawn) == 2  # along other legs
     for teacher, student, count in (
         (saved_pipeline, saved_pipeline, 1),
         (output, tmp_path / "other", 1),

@@ -1,6 +1,7 @@
 """The weights of a UNet2DModel in a student's file, whatever is wrapped around them."""
 
 import argparse
+import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -88,8 +89,11 @@ def find_network(path: Path, key: str | None = None) -> tuple[str, Weights, list
         layer = _take_condition(rest, size) or _take_condition(dict(apart), size)
     if rest:
         name, tensor = next(iter(rest.items()))
-        aside = f"; --key {chosen.rstrip('.')} leaves it aside" if chosen and not key else ""
-        shape = tuple(tensor.shape)
+        shape, inner, aside = tuple(tensor.shape), chosen.rstrip("."), ""
+        if inner and not key:
+            with contextlib.suppress(UserError):
+                find_network(path, inner)
+                aside = f"; --key {inner} leaves it aside"
         raise UserError(f"{path}: {name} {shape} has no place in {KNOWN}{aside}; {OTHERS}")
     if not layer and not has_channels(weights):
         raise UserError(

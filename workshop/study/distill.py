@@ -13,6 +13,7 @@ of guided diffusion models”) take guidance in, and draw with noise between the
 is made of two to four at once. After the last time step s is the picture itself.
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -277,9 +278,11 @@ def distill(
         raise UserError(
             f"{checkpoint} cannot teach {output}: give a full generator, another folder"
         )
-    work = work / file_hash(checkpoint)[:12]  # another teacher, or other guidance: other pictures
-    require_writable(work)
     legs, place = plan_legs(teacher.scheduler), prepare_device(teacher.device)
+    # What another teacher, or one with other guidance or legs, has drawn is not taken.
+    drawn_by = f"{file_hash(checkpoint)} {legs}"
+    work = work / hashlib.sha256(drawn_by.encode()).hexdigest()[:12]
+    require_writable(work)
     xt, cond = torch.zeros(AT_ONCE, 3, 64, 64, device=place), torch.zeros(AT_ONCE, 24, device=place)
     with torch.inference_mode():
         bfloat16 = bfloat16_is_faster(place, lambda: teacher.predict(xt, 0, cond, 1))

@@ -105,7 +105,7 @@ def read_pictures(images: Path, sets: Sets) -> dict[str, Tensor]:
 
 
 def load_judges(weights: Path | None, data: Layout, device: str | None) -> Judges:
-    """Load the judges, and say which files of the course are used."""
+    """Load the judges, and say so if there are no training pictures."""
     evaluator, auditor = Evaluator.load(weights, device, data), Auditor.load(device=device)
     if data.pictures is None:
         print("distances to the training pictures are left out, as there are none")
