@@ -267,6 +267,12 @@ def test_each_change_draws_anew_and_marks_what_is_found(page):
     page.locator(".lab7-sliders .noUi-handle").last.press("ArrowRight")
     expect(page.get_by_alt_text("cyan cube, green sphere: seed 1")).to_be_visible()
     assert image(page) != before
+    for shape in ("brown-cylinder", "purple-cylinder", "yellow-cylinder"):  # a long caption
+        page.locator(f".lab7-{shape}").click()
+    shown = page.get_by_alt_text("purple cylinder, yellow cylinder: seed 1")
+    expect(shown).to_be_visible()
+    expect(marks).to_have_count(3)
+    assert marks.first.bounding_box() == shown.bounding_box()
     outputs = page.locator(".jp-OutputArea-output")
     expect(outputs).to_have_count(1)
     expect(outputs).not_to_contain_text("Error")
